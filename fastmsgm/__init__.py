@@ -1,0 +1,17 @@
+"""Multiplicative diffusion models, fast: geometric Brownian motion, one fused pass per reverse step.
+
+    import fastmsgm
+    images = fastmsgm.sample("fashion-gbm", n=64)
+
+``ScoreModel.for_data`` builds a model for your data, ``fit`` trains it, ``sample`` draws from it, ``load`` reads a
+checkpoint.
+"""
+
+from fastmsgm.gbm import GBM
+from fastmsgm.model import ScoreModel, load
+from fastmsgm.priors import LogNormalPrior
+from fastmsgm.sampling import NonFiniteError, Step, sample, sample_iter
+from fastmsgm.trainer import fit
+
+__version__ = "0.1.0"
+__all__ = ["GBM", "LogNormalPrior", "NonFiniteError", "ScoreModel", "Step", "fit", "load", "sample", "sample_iter"]

@@ -1,0 +1,136 @@
+"""Networks f(x, c): a multilayer perceptron for vectors and a small U-Net for images.
+
+Both take the noised data and one conditioning number per sample, c of shape (n,), embedded in sines and cosines, and
+return an array of the data's shape. ``ScoreModel`` decides what c is (log(s)/4 or the time) and what the output means.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class FourierEmbedding(nn.Module):
+    """c -> (cos 2 pi w c, sin 2 pi w c) with geometric frequencies w from 1/8 to 16 -> a two-layer perceptron."""
+
+    frequencies: Tensor
+
+    def __init__(self, width: int, count: int = 32) -> None:
+        super().__init__()
+        frequencies = 2 * math.pi * torch.logspace(-3, 4, count, base=2.0)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(2 * count, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+
+    def forward(self, c: Tensor) -> Tensor:
+        angle = c[:, None] * self.frequencies
+        return self.mlp(torch.cat((angle.cos(), angle.sin()), dim=1))
+
+
+class MLP(nn.Module):
+    """Vectors (n, dim) -> (n, dim): ``depth`` hidden layers of ``width`` with SiLU, conditioned at each by addition."""
+
+    def __init__(self, dim: int, width: int = 128, depth: int = 3) -> None:
+        super().__init__()
+        self.config = {"dim": dim, "width": width, "depth": depth}
+        self.embedding = FourierEmbedding(width)
+        self.layers = nn.ModuleList(nn.Linear(dim if i == 0 else width, width) for i in range(depth))
+        self.conditions = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.out = nn.Linear(width, dim)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        embedded = self.embedding(c)
+        for layer, condition in zip(self.layers, self.conditions, strict=True):
+            x = F.silu(layer(x) + condition(embedded))
+        return self.out(x)
+
+
+class Residual(nn.Module):
+    """norm, SiLU, conv, scale and shift by the condition, SiLU, conv, plus the input; the last conv starts at zero."""
+
+    def __init__(self, inputs: int, outputs: int, condition: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(8, inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.condition = nn.Linear(condition, 2 * outputs)
+        self.norm2 = nn.GroupNorm(8, outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.condition(embedded)[:, :, None, None].chunk(2, dim=1)
+        h = self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
+        return self.skip(x) + h
+
+
+class Attention(nn.Module):
+    """Self-attention over the pixels, plus the input; the projection starts at zero."""
+
+    def __init__(self, channels: int, head_width: int = 32) -> None:
+        super().__init__()
+        self.heads = max(channels // head_width, 1)
+        self.norm = nn.GroupNorm(8, channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.project = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.project.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, channels, height, width = x.shape
+        q, k, v = self.qkv(self.norm(x)).view(n, 3, self.heads, channels // self.heads, height * width).unbind(1)
+        # Written out: at this size torch's fused attention is several times slower on a CPU, backwards above all.
+        weights = (q.transpose(-1, -2) @ k * q.shape[-2] ** -0.5).softmax(-1)
+        return x + self.project((v @ weights.transpose(-1, -2)).reshape(n, channels, height, width))
+
+
+class UNet(nn.Module):
+    """Images (n, channels, height, width) -> the same shape.
+
+    A pixel-unshuffle stem folds 2 x 2 pixels into channels, so that the finest level works at half the resolution; one
+    further halving with attention below. Height and width must be multiples of 4.
+
+    Args:
+        channels: of the image.
+        width, deep: channels of the fine and of the coarse level, multiples of 16.
+        blocks: residual blocks at the fine level on the way down; one more at the coarse level and on the way up.
+    """
+
+    def __init__(self, channels: int = 1, width: int = 48, deep: int = 128, blocks: int = 2) -> None:
+        super().__init__()
+        self.config = {"channels": channels, "width": width, "deep": deep, "blocks": blocks}
+        condition = 2 * deep
+        self.embedding = FourierEmbedding(condition)
+        self.stem = nn.Conv2d(4 * channels, width, 3, padding=1)
+        self.down = nn.ModuleList(Residual(width, width, condition) for _ in range(blocks))
+        self.shrink = nn.Conv2d(width, deep, 3, stride=2, padding=1)
+        self.middle = nn.ModuleList(Residual(deep, deep, condition) for _ in range(blocks + 1))
+        self.attention = nn.ModuleList(Attention(deep) for _ in range(blocks))
+        self.grow = nn.Conv2d(deep, 4 * width, 1)
+        self.up = nn.ModuleList(Residual(2 * width, width, condition) for _ in range(blocks + 1))
+        self.norm = nn.GroupNorm(8, width)
+        self.out = nn.Conv2d(width, 4 * channels, 3, padding=1)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        if x.shape[-1] % 4 or x.shape[-2] % 4:
+            raise ValueError(
+                f"UNet needs a height and width that are multiples of 4, got {tuple(x.shape)}: pad the images"
+            )
+        embedded = self.embedding(c)
+        h = self.stem(F.pixel_unshuffle(x, 2))
+        skips = [h]
+        for block in self.down:
+            h = block(h, embedded)
+            skips.append(h)
+        h = self.shrink(h)
+        for i, block in enumerate(self.middle):
+            h = block(h, embedded)
+            if i < len(self.attention):
+                h = self.attention[i](h)
+        h = F.pixel_shuffle(self.grow(h), 2)
+        for block in self.up:
+            h = block(torch.cat((h, skips.pop()), dim=1), embedded)
+        return F.pixel_shuffle(self.out(F.silu(self.norm(h))), 2)

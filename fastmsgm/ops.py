@@ -1,0 +1,174 @@
+"""The seam: every operation as a torch.library op, and the only place that chooses a backend.
+
+``FASTMSGM_BACKEND=reference|cpu|triton`` names a backend, which then works or raises; without it a CUDA tensor goes to
+the Triton kernels, a CPU tensor to the numba kernels, anything else (and anything that fails to import) to
+``reference``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import math
+import os
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from fastmsgm import reference
+
+_log = logging.getLogger("fastmsgm")
+_MODULES = {"reference": "fastmsgm.reference", "cpu": "fastmsgm.kernels.cpu", "triton": "fastmsgm.kernels"}
+OUTPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of a network
+
+
+def backend(device_type: str) -> str:
+    """The name of the backend that runs on a device type ("cpu", "cuda", ...)."""
+    named = os.environ.get("FASTMSGM_BACKEND")
+    if named:
+        if named not in _MODULES:
+            raise ValueError(f"FASTMSGM_BACKEND must be one of {', '.join(_MODULES)}, got {named!r}")
+        return named
+    automatic = {"cpu": "cpu", "cuda": "triton"}.get(device_type, "reference")
+    return automatic if _import_error(automatic) is None else "reference"
+
+
+@functools.cache
+def _import_error(name: str) -> ImportError | None:
+    try:
+        importlib.import_module(_MODULES[name])
+    except ImportError as error:
+        _log.warning("the %s kernels cannot be used (%s): the plain reference runs instead, slower", name, error)
+        return error
+    return None
+
+
+def _kernels(tensor: Tensor) -> ModuleType:
+    return importlib.import_module(_MODULES[backend(tensor.device.type)])
+
+
+# ---- the ops ----
+
+
+@torch.library.custom_op("fastmsgm::fill_normal_", mutates_args=("out",))
+def fill_normal_(out: Tensor, stream: Tensor, kind: int, step: int) -> None:
+    """Fill ``out`` (n, ...) float32 with the normals of ``kind`` at ``step``; rows are samples from ``stream[1]``
+    on."""
+    _check_state("out", out)
+    _kernels(out).fill_normal(_rows(out), stream, kind, step)
+
+
+@torch.library.custom_op("fastmsgm::gbm_perturb_", mutates_args=("x_t", "net_in", "z"))
+def gbm_perturb_(
+    x0: Tensor, coefficients: Tensor, stream: Tensor, kind: int, step: int,
+    x_t: Tensor | None = None, net_in: Tensor | None = None, z: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Noise x0 once: x_t = x0 exp(shift + s z), the network's input c_in log|x_t|, and z, each where given.
+
+    Args:
+        x0: (n, ...) float32.
+        coefficients: (n, 3) float32: shift, s, c_in of each sample.
+        stream, kind, step: the noise's address (``fastmsgm.rng``).
+        x_t, z: like x0.    net_in: like x0, in the network's dtype.
+    """
+    _check_state("x0", x0)
+    if coefficients.shape != (x0.shape[0], 3):
+        raise ValueError(f"coefficients must have shape ({x0.shape[0]}, 3), got {tuple(coefficients.shape)}")
+    for name, tensor in (("x_t", x_t), ("net_in", net_in), ("z", z)):
+        _check_like(name, tensor, "x0", x0)
+    outputs = (None if t is None else _rows(t) for t in (x_t, net_in, z))
+    _kernels(x0).gbm_perturb(_rows(x0), coefficients.contiguous(), stream, kind, step, *outputs)
+
+
+@torch.library.custom_op("fastmsgm::gbm_step_", mutates_args=("x", "bad", "history", "net_in"))
+def gbm_step_(
+    x: Tensor, f: Tensor, table: Tensor, stream: Tensor, step: int, bad: Tensor,
+    history: Tensor | None = None, net_in: Tensor | None = None,
+    stein: bool = False, linear: bool = False, log_state: bool = True,
+) -> None:  # fmt: skip
+    """One reverse step of geometric Brownian motion, in place; the arguments are those of ``reference.gbm_step``."""
+    _check_step(x, f, table, step, bad, history, net_in, log_state)
+    rows = _rows(x)
+    _step(rows, f, table, stream, step, bad, rows, history, net_in, stein, linear, log_state)
+
+
+@torch.library.custom_op("fastmsgm::gbm_step", mutates_args=("bad", "history", "net_in"))
+def gbm_step(
+    x: Tensor, f: Tensor, table: Tensor, stream: Tensor, step: int, bad: Tensor,
+    history: Tensor | None = None, net_in: Tensor | None = None,
+    stein: bool = False, linear: bool = False, log_state: bool = True,
+) -> Tensor:  # fmt: skip
+    """``gbm_step_`` out of place: x stays as it is and the new state is returned."""
+    _check_step(x, f, table, step, bad, history, net_in, log_state)
+    out = torch.empty_like(x)
+    _step(_rows(x), f, table, stream, step, bad, _rows(out), history, net_in, stein, linear, log_state)
+    return out
+
+
+def _step(
+    x: Tensor, f: Tensor, table: Tensor, stream: Tensor, step: int, bad: Tensor, out: Tensor,
+    history: Tensor | None, net_in: Tensor | None, stein: bool, linear: bool, log_state: bool,
+) -> None:  # fmt: skip
+    history, net_in = (None if t is None else _rows(t) for t in (history, net_in))
+    f = f.reshape(x.shape)  # a view, unless the network's output is strided (channels-last colour images): one copy
+    _kernels(x).gbm_step(x, f, table, stream, step, bad, out, history, net_in, stein, linear, log_state)
+
+
+for _op in (fill_normal_, gbm_perturb_, gbm_step_):
+    _op.register_fake(lambda *_, **__: None)
+gbm_step.register_fake(lambda x, *_, **__: torch.empty_like(x))
+
+
+# ---- what may enter ----
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.view(x.shape[0], math.prod(x.shape[1:]))
+
+
+def _check_state(name: str, x: Tensor) -> None:
+    if x.dtype != torch.float32:
+        raise TypeError(f"{name} must be float32, got {x.dtype}: convert it with .float()")
+    if x.ndim < 2:
+        raise ValueError(f"{name} must have shape (n, ...) with at least one feature axis, got {tuple(x.shape)}")
+    if not x.is_contiguous():
+        raise ValueError(
+            f"{name} must be contiguous, got strides {x.stride()} for {tuple(x.shape)}: call .contiguous()"
+        )
+
+
+def _check_like(name: str, tensor: Tensor | None, other_name: str, other: Tensor) -> None:
+    if tensor is None:
+        return
+    if tensor.shape != other.shape or tensor.device != other.device:
+        raise ValueError(
+            f"{name} must match {other_name} {tuple(other.shape)} on {other.device}, "
+            f"got {tuple(tensor.shape)} on {tensor.device}"
+        )
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()}: call .contiguous()")
+
+
+def _check_step(
+    x: Tensor, f: Tensor, table: Tensor, step: int, bad: Tensor, history: Tensor | None, net_in: Tensor | None,
+    log_state: bool,
+) -> None:  # fmt: skip
+    _check_state("x", x)
+    if f.shape != x.shape:
+        raise ValueError(f"f, the network's output, must have the state's shape {tuple(x.shape)}, got {tuple(f.shape)}")
+    if f.dtype not in OUTPUT_DTYPES:
+        raise TypeError(f"f, the network's output, must be float32, bfloat16 or float16, got {f.dtype}")
+    if table.ndim != 2 or table.shape[1] != len(reference.COLUMNS) or table.dtype != torch.float32:
+        raise ValueError(
+            f"table must be float32 of shape (T, {len(reference.COLUMNS)}), got {table.dtype} {tuple(table.shape)}"
+        )
+    if not 0 <= step < table.shape[0]:
+        raise ValueError(f"step must be a row of the table, 0 .. {table.shape[0] - 1}, got {step}")
+    if bad.shape != x.shape[:1] or bad.dtype != torch.int32:
+        raise ValueError(f"bad must be int32 of shape ({x.shape[0]},), got {bad.dtype} {tuple(bad.shape)}")
+    _check_like("history", history, "x", x)
+    _check_like("net_in", net_in, "x", x)
+    if not log_state and not (history is None and net_in is None):
+        raise ValueError("history and net_in need the logarithm of the state: give log_state=True")

@@ -1,0 +1,145 @@
+"""Noise: a counter-based stream in which every normal has an address.
+
+Philox4x32-10 (Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3") turns a 128-bit counter and a 64-bit
+key (the seed) into four 32-bit words; pairs of words become pairs of normals by Box-Muller. The counter is an address,
+
+    w0 = feature // 4    w1 = sample mod 2^32    w2 = kind * 2^24 + sample // 2^32    w3 = step,
+
+so sample i of seed s sees the same noise on every device, in every batch, on every rank. This file is THE definition
+of the stream ``philox-v1``; the Triton and numba kernels repeat it and are tested against it word for word.
+
+A ``stream`` is an int64 tensor ``[seed, first sample index]`` on the device of the work: the seed's 64 bits, read as
+signed.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+STREAM_VERSION = "philox-v1"
+MAX_SAMPLES = 2**56
+
+
+class Kind(IntEnum):
+    """What the noise is for: the frozen meanings of the kind byte of the counter."""
+
+    PRIOR = 0
+    RADIUS = 1
+    STEP = 2
+    ANGLE = 3
+    TRAINING_NOISE = 4
+    TRAINING_ANGLE = 5
+    TRAINING_TIME = 6
+    PROBE = 7
+    DATA_ORDER = 8
+    AUGMENTATION = 9
+
+
+# Philox4x32: multipliers, and the Weyl constants that bump the key between the ten rounds.
+ROUNDS = 10
+PHILOX_M0, PHILOX_M1 = 0xD2511F53, 0xCD9E8D57
+PHILOX_W0, PHILOX_W1 = 0x9E3779B9, 0xBB67AE85
+
+# Minimax polynomials (Remez, relative error), lowest degree first.
+# log2(1 + f) = f * P(f) for 1 + f in [sqrt(1/2), sqrt(2)): 2.6e-8.
+LOG2 = (
+    1.4426950216293335, -0.7213473320007324, 0.48091062903404236, -0.3607036769390106, 0.28791624307632446,
+    -0.23894481360912323, 0.21571560204029083, -0.20726975798606873, 0.1258370578289032,
+)  # fmt: skip
+# sin(pi/4 f) = f * P(f^2): 3.2e-9, and cos(pi/4 f) = P(f^2): 2.8e-8, for f in [-1, 1].
+SIN = (0.7853981852531433, -0.08074543625116348, 0.00249000103212893, -3.59504520019982e-05)
+COS = (1.0, -0.3084242641925812, 0.015849914401769638, -0.0003188805130776018)
+SQRT_HALF_BITS = 0x3F3504F3  # float32(sqrt(1/2)): where the mantissa range of the logarithm begins
+MINUS_2_LN2 = -2.0 * math.log(2.0)
+
+_MASK = 0xFFFFFFFF
+
+
+def stream(seed: int, start: int = 0, device: torch.device | str = "cpu") -> Tensor:
+    """The ``[seed, start]`` tensor that every operation with noise takes.
+
+    Args:
+        seed: 0 .. 2^64 - 1.
+        start: global index of the first sample, 0 .. 2^56 - 1.
+
+    Raises:
+        TypeError: seed or start is not an int.
+        ValueError: seed or start is out of range.
+    """
+    for name, value, limit in (("seed", seed, 2**64), ("start", start, MAX_SAMPLES)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be an int, got {value!r} ({type(value).__name__})")
+        if not 0 <= value < limit:
+            raise ValueError(f"{name} must be in 0 .. 2^{limit.bit_length() - 1} - 1, got {value}")
+    signed = seed - 2**64 if seed >= 2**63 else seed
+    return torch.tensor([signed, start], dtype=torch.int64, device=device)
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    """Ten rounds of Philox4x32 on int64 tensors that hold 32-bit words; the four output words, same shape."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(ROUNDS):
+        p0, p1 = c0 * PHILOX_M0, c2 * PHILOX_M1  # wraps mod 2^64: the bits are right
+        high0, low0 = (p0 >> 32) & _MASK, p0 & _MASK
+        high1, low1 = (p1 >> 32) & _MASK, p1 & _MASK
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + PHILOX_W0) & _MASK, (k1 + PHILOX_W1) & _MASK
+    return c0, c1, c2, c3
+
+
+def words(n: int, quads: int, stream: Tensor, kind: int, step: int) -> Tensor:
+    """Philox words of n samples: int64 of shape (n, quads, 4) holding values 0 .. 2^32 - 1."""
+    sample = stream[1] + torch.arange(n, device=stream.device)
+    quad = torch.arange(quads, device=stream.device)
+    w0, sample = torch.broadcast_tensors(quad[None, :], sample[:, None])
+    counter = (w0, sample & _MASK, (kind << 24) + (sample >> 32), torch.full_like(w0, step & _MASK))
+    key = (stream[0] & _MASK, (stream[0] >> 32) & _MASK)
+    return torch.stack(philox(counter, key), dim=-1)
+
+
+def uniforms(n: int, quads: int, stream: Tensor, kind: int, step: int = 0) -> Tensor:
+    """Uniforms in (0, 1) in float64, shape (n, 4 quads): (word + 1/2) / 2^32."""
+    return ((words(n, quads, stream, kind, step).double() + 0.5) * 2.0**-32).reshape(n, 4 * quads)
+
+
+def normals(n: int, d: int, stream: Tensor, kind: int, step: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Standard normals, shape (n, d), from the words of ``words``; |z| <= 6.77.
+
+    float32 is the stream's own arithmetic (the polynomials above); float64 evaluates the same float32 uniforms and
+    angles with exact functions, and is the truth that tests compare with.
+    """
+    w = words(n, -(-d // 4), stream, kind, step)
+    radius_word, angle_word = w[..., 0::2], w[..., 1::2]
+    u = radius_word.float() * 2.0**-32 + 2.0**-33
+    # Quarter turns: angle = pi/2 * (quadrant + f/2) with the quadrant the nearest one, so f is in [-1, 1).
+    quadrant = (angle_word + 2**29) >> 30
+    f = (angle_word - (quadrant << 30)).float() * 2.0**-29
+    if dtype == torch.float64:
+        radius = torch.sqrt(-2.0 * torch.log(u.double()))
+        sine, cosine = torch.sin(math.pi / 4 * f.double()), torch.cos(math.pi / 4 * f.double())
+    else:
+        radius = torch.sqrt(MINUS_2_LN2 * _log2(u))
+        sine, cosine = f * _polynomial(SIN, f * f), _polynomial(COS, f * f)
+    swap = (quadrant & 1).bool()
+    x = torch.where(swap, sine, cosine) * (1 - ((quadrant + 1) & 2))
+    y = torch.where(swap, cosine, sine) * (1 - (quadrant & 2))
+    return torch.stack((radius * x, radius * y), dim=-1).reshape(n, -1)[:, :d]
+
+
+def _log2(u: Tensor) -> Tensor:
+    bits = u.view(torch.int32)
+    exponent = (bits - SQRT_HALF_BITS) >> 23
+    f = (bits - (exponent << 23)).view(torch.float32) - 1.0
+    return exponent + f * _polynomial(LOG2, f)
+
+
+def _polynomial(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
+    result = torch.full_like(x, coefficients[-1])
+    for c in reversed(coefficients[:-1]):
+        result = result * x + c
+    return result

@@ -1,0 +1,260 @@
+"""sample and sample_iter: the one loop. Per chunk the prior, per row of the plan one network call and one step in
+place.
+
+Sample i of a seed is one sample of an endless stream: chunk c always computes samples [c b, (c + 1) b), whatever n and
+start ask for, because a network's arithmetic can depend on its batch. So any part of the stream can be drawn again,
+bit for bit, at the same batch size b and number of threads.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from fastmsgm import ops, rng
+from fastmsgm.model import ScoreModel, load
+from fastmsgm.solvers import Plan, Solver, resolve
+
+_log = logging.getLogger("fastmsgm")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a callback sees after every step of every chunk.
+
+    Args:
+        index: row of the plan, 0 .. calls - 1.    calls: network calls per sample.
+        level: the noise level s at which the network was called.
+        first: index of the chunk's first sample.
+        x: (b, ...) the chunk's state after the step, in the units of the process (data + offset): a copy.
+        denoised: (b, ...) exp(D), what the network took the state for, where the solver keeps it.
+    """
+
+    index: int
+    calls: int
+    level: float
+    first: int
+    x: Tensor
+    denoised: Tensor | None
+
+
+class NonFiniteError(RuntimeError):
+    """The network's output or the state left the float32 numbers.
+
+    Attributes:
+        step: the first step at which it happened.    indices: the samples it happened to.
+        samples: (m, ...) the samples finished before, from the first one asked for.
+    """
+
+    def __init__(self, step: int, indices: list[int]) -> None:
+        shown = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
+        super().__init__(
+            f"non-finite state at step {step} in {len(indices)} samples ({shown}): the network returned NaN or "
+            "inf, or the solver diverged; try precision fp32, more steps or another solver. Earlier chunks are kept"
+        )
+        self.step, self.indices = step, indices
+        self.samples: Tensor | None = None
+
+
+def sample(
+    model: ScoreModel | str | os.PathLike[str], n: int = 50_000, *, steps: int | None = None,
+    solver: str | Solver | None = None, seed: int = 0, start: int = 0, batch_size: int | None = None,
+    device: torch.device | str | None = None, out: Tensor | np.ndarray | str | os.PathLike[str] | None = None,
+    progress: bool = True, callback: Callable[[Step], None] | None = None,
+) -> Tensor:  # fmt: skip
+    """Draw samples ``start`` .. ``start + n - 1`` of the stream ``seed``.
+
+    Args:
+        model: a ScoreModel, the name of a shipped model or the folder of a checkpoint.
+        n: how many samples.
+        steps: updates on the time grid; None is the solver's default (18, or the paper's 1000). Network calls per
+        sample
+            are ``steps`` for multistep solvers, 2 steps - 1 for Heun, L steps (and the Tweedie passes) for the paper's.
+        solver: a name ("dpm++2m", "sde-dpm++2m", "er-sde-2", "heun", "euler", "dale-langevin", "sign-agnostic") or a
+        Solver;
+            None is "dpm++2m" for a denoiser, "dale-langevin" for a score network.
+        seed: 0 .. 2^64 - 1.    start: index of the first sample.
+        batch_size: samples per network call; None is the power of two nearest 2^16 / d, between 64 and 8192, and 16
+        times
+            that on CUDA. Part of what makes samples bit-equal.
+        device: where to run; None is where the model is. A model given elsewhere is moved.
+        out: a float32 tensor or array (n, ...) to fill, or the path of a ``.npy`` file to write chunk by chunk (with a
+            ``.json`` beside it that says how it was made); None allocates a tensor on the device.
+        progress: show a progress bar.
+        callback: called with a ``Step`` after every step; it cannot change the result.
+
+    Returns:
+        (n, ...) float32 in the data's own range: ``out`` itself, or a view of the file.
+
+    Raises:
+        TypeError, ValueError: an argument out of range; the message names it.
+        NonFiniteError: the network or the state left the float32 numbers; finished samples are in ``error.samples``.
+    """
+    model = _resolve_model(model, device)
+    _check_int("n", n, 1)
+    plan = plan_for(model, solver, steps)
+    size = _batch_size(model, batch_size)
+    result = _output(out, (n, *model.shape), model.device)
+    began = time.monotonic()
+    done = 0
+    try:
+        chunks = sample_iter(
+            model,
+            n,
+            steps=steps,
+            solver=solver,
+            seed=seed,
+            start=start,
+            batch_size=size,
+            progress=progress,
+            callback=callback,
+        )
+        for chunk in chunks:
+            result[done : done + len(chunk)].copy_(chunk)
+            done += len(chunk)
+    except NonFiniteError as error:
+        error.samples = result[:done]
+        raise
+    _log.info("%d samples, %d network calls each, %.1f samples/s", n, plan.calls, n / (time.monotonic() - began))
+    if isinstance(out, (str, os.PathLike)):
+        manifest = {
+            "n": n, "start": start, "seed": seed, "stream": rng.STREAM_VERSION, "solver": repr(resolve(solver, model)),
+            "calls": plan.calls, "batch_size": size, "threads": torch.get_num_threads(), "torch": torch.__version__,
+            "backend": ops.backend(model.device.type),
+        }  # fmt: skip
+        Path(f"{os.fspath(out)}.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    return result
+
+
+def sample_iter(
+    model: ScoreModel | str | os.PathLike[str], n: int = 50_000, *, steps: int | None = None,
+    solver: str | Solver | None = None, seed: int = 0, start: int = 0, batch_size: int | None = None,
+    device: torch.device | str | None = None, progress: bool = True, callback: Callable[[Step], None] | None = None,
+) -> Iterator[Tensor]:  # fmt: skip
+    """Like ``sample``, but yield the samples chunk by chunk, (<= batch_size, ...) each, in order."""
+    model = _resolve_model(model, device)
+    _check_int("n", n, 1)
+    _check_int("start", start, 0)
+    plan = plan_for(model, solver, steps)
+    size = _batch_size(model, batch_size)
+    rng.stream(seed, start + n - 1)  # raises before any work is done
+    return _chunks(model, plan, n, seed, start, size, progress, callback)
+
+
+def plan_for(model: ScoreModel, solver: str | Solver | None, steps: int | None) -> Plan:
+    """The plan that ``sample`` would follow."""
+    chosen = resolve(solver, model)
+    if steps is not None:
+        _check_int("steps", steps, 1)
+    return chosen.plan(model, steps or chosen.default_steps)
+
+
+def _chunks(
+    model: ScoreModel, plan: Plan, n: int, seed: int, start: int, size: int, progress: bool,
+    callback: Callable[[Step], None] | None,
+) -> Iterator[Tensor]:  # fmt: skip
+    training = model.training
+    model.eval()
+    bar = tqdm(total=n, disable=not progress, desc=f"sampling, {plan.calls} calls", unit="sample")
+    try:
+        work = _Workspace(model, plan, size)
+        for first in range(start - start % size, start + n, size):
+            with torch.no_grad():
+                data = work.run(seed, first, callback)[max(start - first, 0) : start + n - first]
+            bar.update(len(data))
+            yield data
+    finally:
+        bar.close()
+        model.train(training)
+
+
+class _Workspace:
+    """The arrays of one chunk, allocated once, and the loop over them."""
+
+    def __init__(self, model: ScoreModel, plan: Plan, size: int) -> None:
+        device, shape = model.device, (size, *model.shape)
+        self.model, self.plan, self.size = model, plan, size
+        self.table = torch.from_numpy(plan.table).to(device, torch.float32)
+        conditions = torch.from_numpy(model.condition(plan.levels)).to(device, torch.float32)
+        self.conditions = conditions[:, None].expand(-1, size).unbind(0)
+        self.start = torch.tensor([0.0, model.prior.std(plan.levels[0]), model.preconditioning(plan.levels[:1])[0, 3]])
+        self.start = self.start.to(device, torch.float32).expand(size, 3)
+        self.centres = model.prior.centres / model.scale
+        self.x = torch.empty(shape, device=device)
+        self.net_in = torch.empty_like(self.x, dtype=model.input_dtype) if model.prediction == "denoiser" else None
+        self.history = torch.zeros_like(self.x) if plan.multistep else None
+
+    def run(self, seed: int, first: int, callback: Callable[[Step], None] | None) -> Tensor:
+        """Samples first .. first + size - 1, in the data's own range."""
+        model, plan, x = self.model, self.plan, self.x
+        stream = rng.stream(seed, first, x.device)
+        bad = torch.full((self.size,), -1, dtype=torch.int32, device=x.device)
+        centre = self.centres[torch.arange(first, first + self.size, device=x.device) % len(self.centres)]
+        ops.gbm_perturb_(centre, self.start, stream, rng.Kind.PRIOR, 0, x_t=x, net_in=self.net_in)
+        net_in = x if self.net_in is None else self.net_in
+        stein = model.prediction == "score"
+        for k in range(plan.calls):
+            f = model(net_in, self.conditions[k])
+            ops.gbm_step_(
+                x, f, self.table, stream, k, bad, self.history, self.net_in, stein, plan.linear, plan.log_state
+            )  # fmt: skip
+            if callback is not None:
+                denoised = None if self.history is None else torch.exp(self.history) * model.scale
+                callback(Step(k, plan.calls, float(plan.levels[k]), first, x * model.scale, denoised))
+        failed = bad.cpu()
+        if bool((failed >= 0).any()):
+            indices = (failed >= 0).nonzero().flatten() + first
+            raise NonFiniteError(int(failed[failed >= 0].min()), indices.tolist())
+        return model.to_data(x)
+
+
+def _resolve_model(model: ScoreModel | str | os.PathLike[str], device: torch.device | str | None) -> ScoreModel:
+    if isinstance(model, (str, os.PathLike)):
+        model = load(model)
+    if not isinstance(model, ScoreModel):
+        raise TypeError(f"model must be a ScoreModel, a name or a path, got {type(model).__name__}")
+    return model if device is None else model.to(device)
+
+
+def _batch_size(model: ScoreModel, batch_size: int | None) -> int:
+    if batch_size is not None:
+        _check_int("batch_size", batch_size, 1)
+        return batch_size
+    exponent = round(math.log2(2**16 / math.prod(model.shape)))
+    return min(max(2**exponent, 64), 8192) * (16 if model.device.type == "cuda" else 1)
+
+
+def _output(
+    out: Tensor | np.ndarray | str | os.PathLike[str] | None, shape: tuple[int, ...], device: torch.device
+) -> Tensor:
+    if out is None:
+        return torch.empty(shape, device=device)
+    if isinstance(out, (str, os.PathLike)):
+        if Path(out).suffix != ".npy":
+            raise ValueError(f"out must be a path that ends in .npy, got {os.fspath(out)!r}")
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        return torch.from_numpy(np.lib.format.open_memmap(out, mode="w+", dtype=np.float32, shape=shape))
+    if not isinstance(out, (Tensor, np.ndarray)):
+        raise TypeError(f"out must be a tensor, an array or a path, got {type(out).__name__}")
+    tensor = torch.from_numpy(out) if isinstance(out, np.ndarray) else out
+    if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
+        raise ValueError(f"out must be float32 of shape {shape}, got {tensor.dtype} {tuple(tensor.shape)}")
+    return tensor
+
+
+def _check_int(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r} ({type(value).__name__})")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")

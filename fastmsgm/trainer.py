@@ -1,0 +1,235 @@
+"""fit: the training loop, read from top to bottom.
+
+Batch k of every run is determined by (seed, k) alone: the order of the data, the noise levels and the noise come from
+the counter-based stream, so a run that is stopped and resumed follows the one never stopped exactly.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm.auto import tqdm
+
+from fastmsgm import losses, rng
+from fastmsgm.model import PRECISIONS, ScoreModel, write_atomically
+
+_log = logging.getLogger("fastmsgm")
+CHECKPOINT_SECONDS = 180.0
+FLUSH_EVERY = 50  # steps between two looks at the loss, each of which waits for the device
+
+
+def fit(
+    model: ScoreModel, data: Tensor, *, steps: int, batch_size: int = 128, lr: float = 1e-3, ema: float = 0.999,
+    precision: str | None = None, out: str | os.PathLike[str] | None = None, seed: int = 0, warmup: int = 500,
+    clip: float = 1.0, tensorboard: bool = False, progress: bool = True,
+) -> ScoreModel:  # fmt: skip
+    """Train ``model`` on ``data`` and return it, in place, with the exponential moving average of its weights.
+
+    Adam with linear warm-up and cosine decay to zero, gradients clipped. With ``out`` a checkpoint is written every
+    three minutes, at the end and on Ctrl-C; calling ``fit`` again with the same arguments resumes the run exactly.
+
+    Args:
+        model: from ``ScoreModel.for_data``, trained on its own device.
+        data: (N, ...) float32 in the data's own range.
+        steps: optimizer steps in all.    batch_size: samples per step.    lr: peak learning rate.
+        ema: decay of the weight average per step, in [0, 1).
+        precision: "fp32", "bf16" or "fp16" for the network; None keeps the model's.
+        out: folder for ``config.json``, ``model.safetensors`` (the average), ``training.safetensors`` and ``loss.csv``.
+        seed: of data order, noise levels and noise.
+        warmup: steps of linear warm-up.    clip: largest gradient norm.
+        tensorboard: also write the loss there, into ``out``.
+
+    Raises:
+        TypeError, ValueError: an argument out of range, data of another shape or dtype than the model's, or a
+        checkpoint
+            in ``out`` that belongs to other arguments.
+        FloatingPointError: the loss became NaN or infinite; the last checkpoint is kept.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM, after the step under way is done and saved.
+    """
+    _check("precision", precision, precision is None or precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
+    _check("steps", steps, steps >= 1, "at least 1")
+    _check("batch_size", batch_size, batch_size >= 1, "at least 1")
+    _check("lr", lr, lr > 0, "positive")
+    _check("ema", ema, 0 <= ema < 1, "in [0, 1)")
+    _check("tensorboard", tensorboard, not tensorboard or out is not None, "given together with out")
+    if data.dtype != torch.float32 or tuple(data.shape[1:]) != model.shape:
+        expected = ", ".join(map(str, ("N", *model.shape)))
+        raise ValueError(f"data must be float32 of shape ({expected}), got {data.dtype} {tuple(data.shape)}")
+    model.precision = precision or model.precision
+    settings = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "lr": lr,
+        "ema": ema,
+        "seed": seed,
+        "warmup": warmup,
+        "clip": clip,
+    }
+    run = _Run(model, settings, Path(out) if out is not None else None)
+    states = model.to_state(data.to(model.device))
+    order = _DataOrder(len(states), seed)
+    noise = rng.stream(seed, device=model.device)
+    writer = _tensorboard(run) if tensorboard else None
+    bar = tqdm(total=steps, initial=run.step, disable=not progress, desc="training", unit="step")
+    recent: list[Tensor] = []
+    saved = time.monotonic()
+    model.train()
+    with _stop_requests() as stop:
+        while run.step < steps:
+            run.optimizer.param_groups[0]["lr"] = lr * _schedule(run.step, steps, warmup)
+            batch = states[order.batch(run.step, batch_size).to(model.device)]
+            loss = losses.loss(model, batch, noise, run.step)
+            run.optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.net.parameters(), clip)
+            run.optimizer.step()
+            run.average.update_parameters(model.net)
+            run.step += 1
+            recent.append(loss.detach())
+            bar.update()
+            if len(recent) == FLUSH_EVERY or run.step == steps or stop.is_set():
+                run.losses += torch.stack(recent).tolist()
+                mean = sum(run.losses[-len(recent) :]) / len(recent)
+                recent.clear()
+                if not math.isfinite(mean):
+                    raise FloatingPointError(f"the loss is {mean} at step {run.step}: lower lr (now {lr}) or use fp32")
+                bar.set_postfix(loss=f"{mean:.4f}")
+                if writer is not None:
+                    writer.add_scalar("loss", mean, run.step)
+                if run.step == steps or stop.is_set() or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    run.save()
+                    saved = time.monotonic()
+            if stop.is_set():
+                bar.close()
+                raise KeyboardInterrupt(f"stopped after step {run.step}")
+    bar.close()
+    model.net.load_state_dict(run.average.module.state_dict())
+    return model.eval()
+
+
+class _Run:
+    """The state of a run: network, optimizer, average, step and losses, and its checkpoint in ``out``."""
+
+    def __init__(self, model: ScoreModel, settings: dict[str, Any], out: Path | None) -> None:
+        self.model, self.settings, self.out = model, settings, out
+        self.optimizer = torch.optim.Adam(model.net.parameters(), lr=settings["lr"])
+        self.average = AveragedModel(model.net, multi_avg_fn=get_ema_multi_avg_fn(settings["ema"]), use_buffers=True)
+        self.step = 0
+        self.losses: list[float] = []
+        if out is not None and (out / "training.json").is_file():
+            self._resume(out)
+
+    def save(self) -> None:
+        """Write the checkpoint; the model's own files hold the average."""
+        if self.out is None:
+            return
+        self.out.mkdir(parents=True, exist_ok=True)
+        tensors = {f"net.{k}": v for k, v in self.model.net.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        for i, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"adam.{i}.{k}": v for k, v in moments.items()}
+        tensors = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
+        write_atomically(self.out / "training.safetensors", lambda p: save_file(tensors, p, {"step": str(self.step)}))
+        with open(self.out / "loss.csv", "w", newline="") as file:
+            csv.writer(file).writerows([("step", "loss"), *enumerate(self.losses, 1)])
+        note = json.dumps({"step": self.step, **self.settings}, indent=2)
+        write_atomically(self.out / "training.json", lambda p: p.write_text(note + "\n"))
+        online = self.model.net
+        self.model.net = self.average.module
+        self.model.save(self.out)
+        self.model.net = online
+
+    def _resume(self, out: Path) -> None:
+        note = json.loads((out / "training.json").read_text())
+        self.step = note.pop("step")
+        if note != self.settings:
+            changed = {k: (v, self.settings.get(k)) for k, v in note.items() if v != self.settings.get(k)}
+            raise ValueError(
+                f"out={str(out)!r} holds a run with other settings (there, here): {changed}; use a new folder"
+            )
+        tensors = load_file(out / "training.safetensors", device=str(self.model.device))
+        part = {
+            p: {k[len(p) + 1 :]: v for k, v in tensors.items() if k.startswith(p + ".")}
+            for p in ("net", "average", "adam")
+        }
+        self.model.net.load_state_dict(part["net"])
+        self.average.load_state_dict(part["average"])
+        adam = self.optimizer.state_dict()
+        for key, value in part["adam"].items():
+            index, name = key.split(".")
+            adam["state"].setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict(adam)
+        with open(out / "loss.csv", newline="") as file:
+            self.losses = [float(row["loss"]) for row in csv.DictReader(file)][: self.step]
+        _log.info("resumed %s at step %d", out, self.step)
+
+
+class _DataOrder:
+    """Which rows make up batch k: every epoch is its own permutation, sorted by the stream's words."""
+
+    def __init__(self, rows: int, seed: int) -> None:
+        self.rows, self.seed = rows, seed
+        self.epoch, self.permutation = -1, torch.empty(0, dtype=torch.int64)
+
+    def batch(self, step: int, size: int) -> Tensor:
+        """Row indices of batch ``step``, (size,) int64 on the CPU."""
+        position = torch.arange(step * size, (step + 1) * size)
+        index = torch.empty(size, dtype=torch.int64)
+        for epoch in range(int(position[0]) // self.rows, int(position[-1]) // self.rows + 1):
+            here = position // self.rows == epoch
+            index[here] = self._permutation(epoch)[position[here] % self.rows]
+        return index
+
+    def _permutation(self, epoch: int) -> Tensor:
+        if epoch != self.epoch:
+            words = rng.words(1, -(-self.rows // 4), rng.stream(self.seed), rng.Kind.DATA_ORDER, epoch).flatten()
+            self.epoch, self.permutation = epoch, words[: self.rows].argsort(stable=True)
+        return self.permutation
+
+
+def _schedule(step: int, steps: int, warmup: int) -> float:
+    """Linear warm-up times cosine decay: the fraction of the peak learning rate."""
+    return min(1.0, (step + 1) / max(warmup, 1)) * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+@contextmanager
+def _stop_requests() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets, so that a step is never cut in half (the main thread alone has signals)."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {s: signal.signal(s, lambda *_: stop.set()) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _tensorboard(run: _Run) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError('tensorboard=True needs its package: pip install "fastmsgm[tensorboard]"') from error
+    return SummaryWriter(str(run.out), purge_step=run.step)
+
+
+def _check(name: str, value: object, good: bool, allowed: str) -> None:
+    if not good:
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")

@@ -1,0 +1,305 @@
+"""Geometric Brownian motion on the CPU: ``fill_normal``, ``gbm_perturb`` and ``gbm_step`` as in ``fastmsgm.reference``.
+
+Rows are split over threads; a thread takes its rows a block of quads at a time, and a block goes through a few loops, each
+simple enough to become SIMD code, with everything between them in the L1 cache: noise (philox.py), increment, exponential,
+copy out. Logarithms are to base 2 within: coefficients are rescaled in float64 before they are rounded to float32.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from fastmsgm import rng
+from fastmsgm.kernels.cpu.philox import BLOCK, block_noise, buffers, element, floats, unsigned_range
+from fastmsgm.kernels.cpu.scalar import (
+    NAN, NORMALS, SIGN, above_tiny, exp2, fma, from_bfloat, from_bits, from_half, is_normal, log2_abs, to_bfloat, to_bits, to_half,
+)  # fmt: skip
+from fastmsgm.kernels.cpu.threads import over_rows
+
+_LN2, _LOG2_E = math.log(2.0), 1 / math.log(2.0)
+_ABSENT, _FLOAT, _BFLOAT, _HALF = range(4)  # what an optional or network-side array holds
+_DTYPES = {torch.float32: _FLOAT, torch.bfloat16: _BFLOAT, torch.float16: _HALF}
+_NOTHING = np.empty(0, np.float32), np.empty(0, np.uint16)
+
+
+def fill_normal(out: Tensor, stream: Tensor, kind: int, step: int) -> None:
+    """Fill ``out`` (n, d) with the stream's normals."""
+    n, d = out.shape
+    over_rows(_fill_rows, n, d, d, _flat(out), stream.numpy(), int(kind), step)
+
+
+def gbm_perturb(
+    x0: Tensor, coefficients: Tensor, stream: Tensor, kind: int, step: int,
+    x_t: Tensor | None, net_in: Tensor | None, z: Tensor | None,
+) -> None:  # fmt: skip
+    """x_t = x0 exp(shift + s z) and the network's input c_in log|x_t|; ``coefficients`` (n, 3) holds shift, s, c_in."""
+    n, d = x0.shape
+    arrays = _optional(x_t), *_network_side(net_in), _optional(z)
+    over_rows(
+        _perturb_rows, n, d, d, _flat(x0), coefficients.numpy(), stream.numpy(), int(kind), step, *arrays
+    )  # fmt: skip
+
+
+def gbm_step(
+    x: Tensor, f: Tensor, table: Tensor, stream: Tensor, step: int, bad: Tensor, out: Tensor,
+    history: Tensor | None, net_in: Tensor | None, stein: bool, linear: bool, log_state: bool,
+) -> None:  # fmt: skip
+    """One reverse step from ``x`` to ``out``; the arguments and the formula are those of ``reference.gbm_step``."""
+    n, d = x.shape
+    arrays = *_network_side(f), bad.numpy(), _flat(out), _optional(history), *_network_side(net_in)
+    over_rows(
+        _step_rows, n, d, d, _flat(x), *arrays, _row(table[step], linear, log_state), stream.numpy(), step,
+        stein, linear, log_state,
+    )  # fmt: skip
+
+
+def _row(table_row: Tensor, linear: bool, log_state: bool) -> np.ndarray:
+    """The row as the loops use it.
+
+    With a logarithm: D = k0 y + k1 g + k2 and t = a y + b D + b_prev D_prev + c + s z; without: t = k1 g + c + s z. Here
+    y = log2|x| and t is log2|x'|, log2(x' / x) (no logarithm), or x' / x - 1 (linear).
+    """
+    a, b, b_prev, c, s, k0, k1, k2, c_in = table_row.tolist()
+    unit = 1.0 if linear else _LOG2_E  # of t
+    if not log_state:
+        c, k1 = b * k2 + c, b * k1 * unit
+    a = (a - 1) * _LN2 if linear else a
+    return np.array((a, b * unit, b_prev * unit, c * unit, s * unit, k0 * _LN2, k1, k2, c_in * _LN2), np.float32)
+
+
+def _flat(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().numpy().reshape(-1)
+
+
+def _optional(tensor: Tensor | None) -> np.ndarray:
+    return _NOTHING[0] if tensor is None else _flat(tensor)
+
+
+def _network_side(tensor: Tensor | None) -> tuple[int, np.ndarray, np.ndarray]:
+    """What it holds, and the array as float32 or as the bits of a 16-bit float: one compiled kernel serves all."""
+    if tensor is None:
+        return _ABSENT, *_NOTHING
+    dtype = _DTYPES[tensor.dtype]
+    if dtype == _FLOAT:
+        return dtype, _flat(tensor), _NOTHING[1]
+    return dtype, _NOTHING[0], _flat(tensor.detach().view(torch.uint16))
+
+
+# ---- a range of rows ----
+
+
+@njit(nogil=True, cache=True)
+def _fill_rows(first, last, d, out, stream, kind, step):
+    room = buffers()
+    quads = (d + 3) // 4
+    for quad in range(first * quads, last * quads, BLOCK):
+        count = min(BLOCK, last * quads - quad)
+        start, stop = element(quad, d), element(quad + count, d)
+        _copy(stop - start, block_noise(quad, count, d, stream, kind, step, room), out[start:stop])
+
+
+@njit(nogil=True, cache=True)
+def _perturb_rows(first, last, d, x0, coefficients, stream, kind, step, x_t, net_dtype, net_in, net_bits, z_out):
+    room = buffers()
+    shift_of, s_of, c_in_of, t, y = floats(), floats(), floats(), floats(), floats()
+    quads = (d + 3) // 4
+    for quad in range(first * quads, last * quads, BLOCK):
+        count = min(BLOCK, last * quads - quad)
+        start, stop = element(quad, d), element(quad + count, d)
+        size = stop - start
+        z = block_noise(quad, count, d, stream, kind, step, room)
+        _per_element(start, size, d, coefficients, shift_of, s_of, c_in_of)
+        x = x0[start:stop]
+        _perturb_increment(size, z, shift_of, s_of, t)
+        if len(x_t):
+            _perturb_scale(size, x, t, x_t[start:stop])
+        if net_dtype != _ABSENT:
+            _perturb_log(size, x, t, c_in_of, y)
+            _write(size, net_dtype, y, net_in[start:stop], net_bits[start:stop])
+        if len(z_out):
+            _copy(size, z, z_out[start:stop])
+
+
+@njit(nogil=True, cache=True)
+def _step_rows(
+    first, last, d, x_all, f_dtype, f_all, f_bits, bad, out, history, net_dtype, net_in, net_bits, row, stream, step,
+    stein, linear, log_state,
+):  # fmt: skip
+    room = buffers()
+    widened, y, denoised, t, new = floats(), floats(), floats(), floats(), floats()
+    quads = (d + 3) // 4
+    for quad in range(first * quads, last * quads, BLOCK):
+        count = min(BLOCK, last * quads - quad)
+        start, stop = element(quad, d), element(quad + count, d)
+        size = stop - start
+        z = block_noise(quad, count, d, stream, rng.Kind.STEP.value, step, room)
+        x = x_all[start:stop]
+        if f_dtype == _FLOAT:
+            g = f_all[start:stop]
+        else:
+            _widen(size, f_dtype, f_bits[start:stop], widened)
+            g = widened
+        if not log_state:
+            good = _step_score(size, x, g, z, row, stein, linear, new)
+        else:
+            _denoise(size, x, g, row, stein, y, denoised)
+            _log_increment(size, y, denoised, z, row, t)
+            if len(history):
+                _multistep(size, denoised, row, t, history[start:stop])
+            good = _step_log(size, x, t, linear, new)
+        if net_dtype != _ABSENT:
+            if linear:
+                _log(size, new, row[8], y)
+            else:
+                _scale(size, row[8], t, y)
+            _write(size, net_dtype, y, net_in[start:stop], net_bits[start:stop])
+        if not good:
+            _poison(size, new)
+            _mark(start, size, d, x, new, step, bad)
+        _copy(size, new, out[start:stop])
+
+
+# ---- the loops of a block: one pass each, no branch within ----
+
+
+@njit(nogil=True, cache=True)
+def _widen(size, dtype, bits, x):
+    if dtype == _BFLOAT:
+        for i in range(size):
+            x[i] = from_bfloat(bits[i])
+    else:
+        for i in range(size):
+            x[i] = from_half(bits[i])
+
+
+@njit(nogil=True, cache=True)
+def _write(size, dtype, x, floats, bits):
+    if dtype == _FLOAT:
+        _copy(size, x, floats)
+    elif dtype == _BFLOAT:
+        for i in range(size):
+            bits[i] = to_bfloat(x[i])
+    else:
+        for i in range(size):
+            bits[i] = to_half(x[i])
+
+
+@njit(nogil=True, cache=True)
+def _copy(size, x, out):
+    for i in range(size):
+        out[i] = x[i]
+
+
+@njit(nogil=True, cache=True)
+def _scale(size, factor, x, out):
+    for i in range(size):
+        out[i] = factor * x[i]
+
+
+@njit(nogil=True, cache=True)
+def _log(size, x, factor, y):
+    for i in range(size):
+        y[i] = factor * log2_abs(x[i])
+
+
+@njit(nogil=True, cache=True)
+def _denoise(size, x, f, row, stein, y, denoised):
+    """y = log2|x| and D."""
+    k0, k1, k2 = row[5], row[6], row[7]
+    for i in range(size):
+        y[i] = log2_abs(x[i])
+        gain = k1 * x[i] if stein else k1
+        denoised[i] = fma(k0, y[i], fma(gain, f[i], k2))
+
+
+@njit(nogil=True, cache=True)
+def _log_increment(size, y, denoised, z, row, t):
+    a, b, c, s = row[0], row[1], row[3], row[4]
+    for i in range(size):
+        t[i] = fma(a, y[i], fma(b, denoised[i], fma(s, z[i], c)))
+
+
+@njit(nogil=True, cache=True)
+def _multistep(size, denoised, row, t, history):
+    b_prev = row[2]
+    for i in range(size):
+        t[i] = fma(b_prev, history[i], t[i])
+    _copy(size, denoised, history)
+
+
+@njit(nogil=True, cache=True)
+def _step_log(size, x, t, linear, new):
+    """The new state from t; whether all of it is normal numbers."""
+    worst = np.uint32(0)
+    for i in range(size):
+        sign = np.uint32(to_bits(x[i]) & SIGN)
+        new[i] = fma(x[i], t[i], x[i]) if linear else from_bits(to_bits(exp2(t[i])) | sign)
+        worst = max(worst, above_tiny(new[i]))
+    return worst < NORMALS
+
+
+@njit(nogil=True, cache=True)
+def _step_score(size, x, f, z, row, stein, linear, new):
+    """The new state where no logarithm is needed; whether all of it is normal numbers."""
+    c, s, k1 = row[3], row[4], row[6]
+    worst = np.uint32(0)
+    for i in range(size):
+        gain = k1 * x[i] if stein else k1
+        t = fma(gain, f[i], fma(s, z[i], c))
+        new[i] = fma(x[i], t, x[i]) if linear else x[i] * exp2(t)
+        worst = max(worst, above_tiny(new[i]))
+    return worst < NORMALS
+
+
+@njit(nogil=True, cache=True)
+def _poison(size, new):
+    for i in range(size):
+        new[i] = new[i] if is_normal(new[i]) else NAN
+
+
+@njit(nogil=True, cache=True)
+def _mark(start, size, d, x, new, step, bad):
+    """Write the step into ``bad`` for the samples that left the normal numbers just now."""
+    for row in range(start // d, (start + size - 1) // d + 1):
+        if bad[row] < 0:
+            for i in range(max(row * d - start, 0), min((row + 1) * d - start, size)):
+                if is_normal(x[i]) and not is_normal(new[i]):
+                    bad[row] = step
+                    break
+
+
+@njit(nogil=True, cache=True)
+def _per_element(start, size, d, coefficients, shift_of, s_of, c_in_of):
+    """The coefficients of each element's sample, the first two in powers of two, the last for a logarithm to base 2."""
+    row, column, i = start // d, start % d, 0
+    while i < size:
+        shift, s, c_in = coefficients[row, 0] * _LOG2_E, coefficients[row, 1] * _LOG2_E, coefficients[row, 2] * _LN2
+        end = min(i + d - column, size)
+        for j in unsigned_range(i, end):
+            shift_of[j] = shift
+            s_of[j] = s
+            c_in_of[j] = c_in
+        i, row, column = end, row + 1, 0
+
+
+@njit(nogil=True, cache=True)
+def _perturb_increment(size, z, shift_of, s_of, t):
+    for i in range(size):
+        t[i] = fma(s_of[i], z[i], shift_of[i])
+
+
+@njit(nogil=True, cache=True)
+def _perturb_scale(size, x, t, x_t):
+    for i in range(size):
+        x_t[i] = x[i] * exp2(t[i]) if t[i] == t[i] else NAN
+
+
+@njit(nogil=True, cache=True)
+def _perturb_log(size, x, t, c_in_of, y):
+    for i in range(size):
+        y[i] = c_in_of[i] * (log2_abs(x[i]) + t[i])

@@ -1,0 +1,182 @@
+# pyright: reportArgumentType=false, reportCallIssue=false
+"""Triton kernels of geometric Brownian motion: perturb, step, and the plain normals.
+
+The functions have the signatures and the meaning of ``fastmsgm.reference``; each is one pass, with its noise made in
+registers. A program owns a run of QUADS quads (four neighbouring features of a sample, which share one Philox counter)
+of the row-major (n, ceil(d / 4)) array of quads, so no lane is wasted for any d. Every array is read before it is
+written, so the state may be updated in place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastmsgm import rng
+from fastmsgm.kernels.philox import flip, is_normal, log2, normal_quads
+
+# A program's quads. Four a thread share the keys and coefficients; more would cost registers, hence warps in flight.
+_QUADS = 512
+_STEP_NOISE = tl.constexpr(int(rng.Kind.STEP))
+_LN2, _LOG2_E = tl.constexpr(0.6931471805599453), tl.constexpr(1.4426950408889634)
+_COLUMNS = tl.constexpr(9)  # of a coefficient table
+
+
+@triton.jit
+def _tile(n, D: tl.constexpr, QUADS: tl.constexpr):
+    """The program's quads: first row, row of each quad counted from it, quad in its row, offsets from the row, mask."""
+    QUADS_PER_ROW: tl.constexpr = (D + 3) // 4
+    PADDING: tl.constexpr = 4 * QUADS_PER_ROW - D
+    first = tl.program_id(0).to(tl.int64) * QUADS
+    first_row = first // QUADS_PER_ROW
+    quad = (first - first_row * QUADS_PER_ROW).to(tl.int32) + tl.arange(0, QUADS)
+    row = (quad.to(tl.uint32) // QUADS_PER_ROW).to(tl.int32)
+    offsets = (4 * quad - PADDING * row)[:, None] + tl.arange(0, 4)[None, :]
+    quad -= row * QUADS_PER_ROW
+    # One mask for the four elements of a quad keeps the accesses 16 bytes wide; only a ragged row needs one for each.
+    rows_left = tl.minimum(n - first_row, QUADS).to(tl.int32)
+    mask = (row < rows_left)[:, None]
+    if PADDING > 0:
+        mask = mask & (4 * quad[:, None] + tl.arange(0, 4)[None, :] < D)
+    return first_row, row, quad, offsets, mask
+
+
+@triton.jit(do_not_specialize=["n", "kind", "step"])
+def _fill_normal_kernel(out_ptr, stream_ptr, n, kind, step, D: tl.constexpr, QUADS: tl.constexpr):
+    first_row, row, quad, offsets, mask = _tile(n, D, QUADS)
+    z = normal_quads(quad, first_row + row, stream_ptr, kind, step)
+    tl.store(out_ptr + first_row * D + offsets, z, mask=mask)
+
+
+@triton.jit(do_not_specialize=["n", "kind", "step"])
+def _gbm_perturb_kernel(
+    x0_ptr, coefficients_ptr, stream_ptr, x_t_ptr, net_in_ptr, z_ptr, n, kind, step,
+    D: tl.constexpr, QUADS: tl.constexpr, HAS_X_T: tl.constexpr, HAS_NET_IN: tl.constexpr, HAS_Z: tl.constexpr,
+):  # fmt: skip
+    first_row, row, quad, offsets, mask = _tile(n, D, QUADS)
+    base = first_row * D
+    z = normal_quads(quad, first_row + row, stream_ptr, kind, step)
+    x0 = tl.load(x0_ptr + base + offsets, mask=mask, other=0.0)
+    row_ptr = coefficients_ptr + 3 * first_row + 3 * row
+    row_mask = first_row + row < n
+    shift = (tl.load(row_ptr, mask=row_mask, other=0.0) * _LOG2_E)[:, None]
+    s = (tl.load(row_ptr + 1, mask=row_mask, other=0.0) * _LOG2_E)[:, None]
+    increment = shift + s * z
+    if HAS_X_T:
+        tl.store(x_t_ptr + base + offsets, x0 * tl.exp2(increment), mask=mask)
+    if HAS_NET_IN:
+        c_in = (tl.load(row_ptr + 2, mask=row_mask, other=0.0) * _LN2)[:, None]
+        y = tl.where(is_normal(x0), log2(tl.abs(x0)), float("nan"))
+        tl.store(net_in_ptr + base + offsets, c_in * (y + increment), mask=mask)
+    if HAS_Z:
+        tl.store(z_ptr + base + offsets, z, mask=mask)
+
+
+@triton.jit(do_not_specialize=["n", "step"])
+def _gbm_step_kernel(
+    x_ptr, f_ptr, table_ptr, stream_ptr, bad_ptr, out_ptr, history_ptr, net_in_ptr, n, step,
+    D: tl.constexpr, QUADS: tl.constexpr, STEIN: tl.constexpr, LINEAR: tl.constexpr, LOG_STATE: tl.constexpr,
+    HAS_HISTORY: tl.constexpr, HAS_NET_IN: tl.constexpr,
+):  # fmt: skip
+    first_row, row, quad, offsets, mask = _tile(n, D, QUADS)
+    base = first_row * D
+    z = normal_quads(quad, first_row + row, stream_ptr, _STEP_NOISE, step)
+    # A lane outside the array holds x = 0, which no step can take out of the normal numbers.
+    x = tl.load(x_ptr + base + offsets, mask=mask, other=0.0)
+    g = tl.load(f_ptr + base + offsets, mask=mask, other=0.0).to(tl.float32)
+    if STEIN:
+        g *= x
+
+    table_ptr += step.to(tl.int64) * _COLUMNS
+    # y is log2|x| here and, unless the form is linear, so is the new logarithm: the scalars carry the change of base.
+    TO_BASE_2 = 1.0 if LINEAR else _LOG2_E
+    b = tl.load(table_ptr + 1) * TO_BASE_2
+    c = tl.load(table_ptr + 3) * TO_BASE_2
+    s = tl.load(table_ptr + 4) * TO_BASE_2
+    denoised = tl.load(table_ptr + 6) * g + tl.load(table_ptr + 7)
+    was_normal = is_normal(x)
+    if LOG_STATE:
+        a = tl.load(table_ptr)
+        y = tl.where(was_normal, log2(tl.abs(x)), float("nan"))
+        denoised += (tl.load(table_ptr + 5) * _LN2) * y
+        increment = b * denoised + c + s * z
+        if HAS_HISTORY:
+            b_prev = tl.load(table_ptr + 2) * TO_BASE_2
+            increment += b_prev * tl.load(history_ptr + base + offsets, mask=mask, other=0.0)
+            tl.store(history_ptr + base + offsets, denoised, mask=mask)
+        if LINEAR:
+            new = x * (1.0 + ((a - 1.0) * _LN2 * y + increment))
+        else:
+            y = a * y + increment
+            new = flip(tl.exp2(y), x.to(tl.uint32, bitcast=True))
+        good = is_normal(new)
+        if HAS_NET_IN:
+            if LINEAR:
+                y = log2(tl.abs(new))
+            c_in = tl.load(table_ptr + 8) * _LN2
+            tl.store(net_in_ptr + base + offsets, c_in * tl.where(good, y, float("nan")), mask=mask)
+    else:
+        increment = b * denoised + c + s * z
+        new = x * (1.0 + increment) if LINEAR else x * tl.exp2(increment)
+        good = is_normal(new)
+    tl.store(out_ptr + base + offsets, tl.where(good, new, float("nan")), mask=mask)
+
+    # One flag a quad: its four elements lie in the same thread. Both accesses are off unless a state was lost; quads of
+    # one sample may race, all with the same value.
+    even, odd = tl.split((was_normal & ~good).reshape(QUADS, 2, 2))
+    first_two, last_two = tl.split(even | odd)
+    lost = first_two | last_two
+    bad_ptrs = bad_ptr + first_row + row
+    tl.store(bad_ptrs, step, mask=lost & (tl.load(bad_ptrs, mask=lost, other=0) < 0))
+
+
+def fill_normal(out: Tensor, stream: Tensor, kind: int, step: int) -> None:
+    """Fill ``out`` (n, d) with the stream's normals."""
+    n, d = out.shape
+    with _device(out):
+        _fill_normal_kernel[_grid(n, d)](out, stream, n, kind, step, d, _QUADS)
+
+
+def gbm_perturb(
+    x0: Tensor, coefficients: Tensor, stream: Tensor, kind: int, step: int,
+    x_t: Tensor | None, net_in: Tensor | None, z: Tensor | None,
+) -> None:  # fmt: skip
+    """``reference.gbm_perturb``, with a net_in of NaN where x0 is not a normal number."""
+    n, d = x0.shape
+    with _device(x0):
+        _gbm_perturb_kernel[_grid(n, d)](
+            x0, coefficients, stream, x_t, net_in, z, n, kind, step,
+            d, _QUADS, x_t is not None, net_in is not None, z is not None,
+        )  # fmt: skip
+
+
+def gbm_step(
+    x: Tensor, f: Tensor, table: Tensor, stream: Tensor, step: int, bad: Tensor, out: Tensor,
+    history: Tensor | None, net_in: Tensor | None, stein: bool, linear: bool, log_state: bool,
+) -> None:  # fmt: skip
+    """``reference.gbm_step``, with a net_in of NaN where the new state is NaN."""
+    n, d = x.shape
+    with _device(x):
+        _gbm_step_kernel[_grid(n, d)](
+            x, f, table, stream, bad, out, history, net_in, n, step,
+            d, _QUADS, stein, linear, log_state, history is not None, net_in is not None,
+        )  # fmt: skip
+
+
+def _grid(n: int, d: int) -> tuple[int]:
+    return (triton.cdiv(n * triton.cdiv(d, 4), _QUADS),)
+
+
+@contextlib.contextmanager
+def _device(x: Tensor) -> Iterator[None]:
+    """Launch on the device of x; a CPU tensor is for the interpreter and has none to choose."""
+    if x.is_cuda:
+        with torch.cuda.device(x.device):
+            yield
+    else:
+        yield
