@@ -42,9 +42,9 @@ class GBM:
 
     def __post_init__(self) -> None:
         for name, value in (("sigma", self.sigma), ("T", self.T)):
-            if not (math.isfinite(value) and value > 0):
+            if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be a positive number, got {value!r}")
-        if self.mu is not None and not math.isfinite(self.mu):
+        if self.mu is not None and not (isinstance(self.mu, (int, float)) and math.isfinite(self.mu)):
             raise ValueError(f"mu must be a finite number or None (sigma^2 / 2), got {self.mu!r}")
         self.check_range(variance=0.0)
 
@@ -56,7 +56,8 @@ class GBM:
     @property
     def drift(self) -> float:
         """mu - sigma^2 / 2, the drift of log|x|."""
-        return 0.0 if self.mu is None else self.mu - self.sigma**2 / 2
+        driftless = self.sigma**2 / 2
+        return 0.0 if self.mu is None or math.isclose(self.mu, driftless, rel_tol=1e-9) else self.mu - driftless
 
     def s(self, t: Tensor) -> Tensor:
         """Noise level at time t."""
@@ -70,10 +71,11 @@ class GBM:
         """Raise ValueError where noise on data of this largest log-variance would leave float32."""
         largest = (LARGEST_LOG / LARGEST_NORMAL) ** 2 - variance
         if self.sigma_max**2 >= largest:
-            allowed = math.sqrt(max(largest, 0.0))
+            allowed = math.floor(1000 * math.sqrt(max(largest, 0.0))) / 1000  # rounded down: what is named passes
+            remedy = "lower sigma" if allowed else "compress the data, whose spread alone is too wide"
             raise ValueError(
-                f"sigma sqrt(T) must be below {allowed:.3g} for data of log-variance {variance:.3g}, or states "
-                f"overflow float32; got {self.sigma_max:.6g}: lower sigma"
+                f"sigma sqrt(T) must be below {allowed:g} for data of log-variance {variance:.3g}, or states "
+                f"overflow float32; got {self.sigma_max:.6g}: {remedy}"
             )
 
     def perturb(self, x0: Tensor, t: Tensor, *, seed: int = 0, start: int = 0) -> Tensor:
@@ -91,8 +93,10 @@ class GBM:
             TypeError, ValueError: x0 is not float32, holds zeros or non-finite values, or t has another shape or range.
         """
         check_multiplicative("x0", x0)
-        if t.shape != x0.shape[:1] or not bool(((t >= 0) & (t <= self.T)).all()):
-            raise ValueError(f"t must have shape ({x0.shape[0]},) and values in [0, {self.T}], got {tuple(t.shape)}")
+        wrong = ~((t >= 0) & (t <= self.T))
+        if t.shape != x0.shape[:1] or bool(wrong.any()):
+            got = tuple(t.shape) if t.shape != x0.shape[:1] else float(t[wrong][0])
+            raise ValueError(f"t must have shape ({x0.shape[0]},) and values in [0, {self.T}], got {got}")
         t = t.to(device=x0.device, dtype=torch.float32)
         coefficients = torch.stack((self.drift * t, self.s(t), torch.ones_like(t)), dim=1)
         x_t = torch.empty_like(x0)

@@ -175,7 +175,7 @@ class ScoreModel(nn.Module):
         return data if self.bounds is None else data.clamp_(*self.bounds)
 
     def save(self, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> None:
-        """Write ``config.json`` and ``model.safetensors`` (weights in ``dtype``) into ``folder``."""
+        """Write ``config.json`` and ``model.safetensors`` (the network in ``dtype``) into ``folder``."""
         config = {
             "net": {"name": type(self.net).__name__, **_net_config(self.net)},
             "process": {"name": "GBM", "sigma": self.process.sigma, "mu": self.process.mu, "T": self.process.T},
@@ -185,7 +185,10 @@ class ScoreModel(nn.Module):
         }  # fmt: skip
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        weights = {k: v.to("cpu", dtype, copy=True).contiguous() for k, v in self.state_dict().items()}
+        weights = {
+            k: v.to("cpu", dtype if k.startswith("net.") and v.is_floating_point() else v.dtype, copy=True).contiguous()
+            for k, v in self.state_dict().items()
+        }
         write_atomically(path / "model.safetensors", lambda p: save_file(weights, p))
         write_atomically(path / "config.json", lambda p: p.write_text(json.dumps(config, indent=2) + "\n"))
 
@@ -219,12 +222,12 @@ def load(
             raise ValueError(f"net {kind!r} is not one of {', '.join(_NETS)}: build it yourself and give it as net=...")
         net = _NETS[kind](**config["net"])
     process = GBM(**{k: v for k, v in config["process"].items() if k != "name"})
-    prior = LogNormalPrior(weights["centres"].float(), config["prior"]["variance"])
+    prior = LogNormalPrior(weights["centres"], config["prior"]["variance"])
     model = ScoreModel(
-        net, process, prior, prediction=config["prediction"], scale=weights["scale"].float(), log_std=config["log_std"],
+        net, process, prior, prediction=config["prediction"], scale=weights["scale"], log_std=config["log_std"],
         offset=config["offset"], bounds=config["bounds"] and tuple(config["bounds"]), precision=config["precision"],
     )  # fmt: skip
-    model.load_state_dict({k: v.float() for k, v in weights.items()})
+    model.load_state_dict(weights)
     return model.to(device).eval()
 
 

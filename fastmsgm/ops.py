@@ -20,7 +20,7 @@ from torch import Tensor
 from fastmsgm import reference
 
 _log = logging.getLogger("fastmsgm")
-_MODULES = {"reference": "fastmsgm.reference", "cpu": "fastmsgm.kernels.cpu", "triton": "fastmsgm.kernels"}
+_MODULES = {"reference": "fastmsgm.reference", "cpu": "fastmsgm.kernels.cpu", "triton": "fastmsgm.kernels.gbm"}
 OUTPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of a network
 
 
@@ -76,8 +76,10 @@ def gbm_perturb_(
     _check_state("x0", x0)
     if coefficients.shape != (x0.shape[0], 3):
         raise ValueError(f"coefficients must have shape ({x0.shape[0]}, 3), got {tuple(coefficients.shape)}")
-    for name, tensor in (("x_t", x_t), ("net_in", net_in), ("z", z)):
+    _check_dtype("coefficients", coefficients)
+    for name, tensor in (("x_t", x_t), ("z", z)):
         _check_like(name, tensor, "x0", x0)
+    _check_like("net_in", net_in, "x0", x0, OUTPUT_DTYPES)
     outputs = (None if t is None else _rows(t) for t in (x_t, net_in, z))
     _kernels(x0).gbm_perturb(_rows(x0), coefficients.contiguous(), stream, kind, step, *outputs)
 
@@ -128,9 +130,14 @@ def _rows(x: Tensor) -> Tensor:
     return x.view(x.shape[0], math.prod(x.shape[1:]))
 
 
+def _check_dtype(name: str, x: Tensor, allowed: tuple[torch.dtype, ...] = (torch.float32,)) -> None:
+    if x.dtype not in allowed:
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
+        raise TypeError(f"{name} must be {names}, got {x.dtype}: convert it with .float()")
+
+
 def _check_state(name: str, x: Tensor) -> None:
-    if x.dtype != torch.float32:
-        raise TypeError(f"{name} must be float32, got {x.dtype}: convert it with .float()")
+    _check_dtype(name, x)
     if x.ndim < 2:
         raise ValueError(f"{name} must have shape (n, ...) with at least one feature axis, got {tuple(x.shape)}")
     if not x.is_contiguous():
@@ -139,9 +146,12 @@ def _check_state(name: str, x: Tensor) -> None:
         )
 
 
-def _check_like(name: str, tensor: Tensor | None, other_name: str, other: Tensor) -> None:
+def _check_like(
+    name: str, tensor: Tensor | None, other_name: str, other: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32,)
+) -> None:
     if tensor is None:
         return
+    _check_dtype(name, tensor, dtypes)
     if tensor.shape != other.shape or tensor.device != other.device:
         raise ValueError(
             f"{name} must match {other_name} {tuple(other.shape)} on {other.device}, "
@@ -160,15 +170,16 @@ def _check_step(
         raise ValueError(f"f, the network's output, must have the state's shape {tuple(x.shape)}, got {tuple(f.shape)}")
     if f.dtype not in OUTPUT_DTYPES:
         raise TypeError(f"f, the network's output, must be float32, bfloat16 or float16, got {f.dtype}")
-    if table.ndim != 2 or table.shape[1] != len(reference.COLUMNS) or table.dtype != torch.float32:
+    if table.shape[1:] != (len(reference.COLUMNS),) or table.dtype != torch.float32 or not table.is_contiguous():
         raise ValueError(
-            f"table must be float32 of shape (T, {len(reference.COLUMNS)}), got {table.dtype} {tuple(table.shape)}"
+            f"table must be float32 of shape (T, {len(reference.COLUMNS)}), contiguous, "
+            f"got {table.dtype} {tuple(table.shape)} with strides {table.stride()}"
         )
     if not 0 <= step < table.shape[0]:
         raise ValueError(f"step must be a row of the table, 0 .. {table.shape[0] - 1}, got {step}")
     if bad.shape != x.shape[:1] or bad.dtype != torch.int32:
         raise ValueError(f"bad must be int32 of shape ({x.shape[0]},), got {bad.dtype} {tuple(bad.shape)}")
     _check_like("history", history, "x", x)
-    _check_like("net_in", net_in, "x", x)
+    _check_like("net_in", net_in, "x", x, OUTPUT_DTYPES)
     if not log_state and not (history is None and net_in is None):
         raise ValueError("history and net_in need the logarithm of the state: give log_state=True")

@@ -54,7 +54,7 @@ class LogNormalPrior:
         check_multiplicative("x0", x0)
         if labels.shape != x0.shape[:1]:
             raise ValueError(f"labels must have shape ({x0.shape[0]},), got {tuple(labels.shape)}")
-        return cls(torch.stack([x0[labels == c].mean(0) for c in labels.unique()]), 0.0)
+        return cls(torch.stack([x0[labels == c].mean(0) for c in labels.unique()]).float(), 0.0)
 
 
 def feature_signs(x0: Tensor) -> Tensor:

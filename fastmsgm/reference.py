@@ -84,7 +84,7 @@ def gbm_step(
         increment = b * score_term + c + s * z
         new = x * (1 + increment) if linear else x * torch.exp(increment)
     good = _is_normal(new)
-    left = (_is_normal(x) & ~good).any(1) & (bad < 0)
+    left = (~good).any(1) & (bad < 0)
     bad.copy_(torch.where(left, step, bad))
     out.copy_(torch.where(good, new, torch.nan))
 

@@ -105,21 +105,21 @@ def sample(
     _check_int("n", n, 1)
     plan = plan_for(model, solver, steps)
     size = _batch_size(model, batch_size)
+    chunks = sample_iter(
+        model,
+        n,
+        steps=steps,
+        solver=solver,
+        seed=seed,
+        start=start,
+        batch_size=size,
+        progress=progress,
+        callback=callback,
+    )
     result = _output(out, (n, *model.shape), model.device)
     began = time.monotonic()
     done = 0
     try:
-        chunks = sample_iter(
-            model,
-            n,
-            steps=steps,
-            solver=solver,
-            seed=seed,
-            start=start,
-            batch_size=size,
-            progress=progress,
-            callback=callback,
-        )
         for chunk in chunks:
             result[done : done + len(chunk)].copy_(chunk)
             done += len(chunk)
@@ -188,7 +188,10 @@ class _Workspace:
         self.table = torch.from_numpy(plan.table).to(device, torch.float32)
         conditions = torch.from_numpy(model.condition(plan.levels)).to(device, torch.float32)
         self.conditions = conditions[:, None].expand(-1, size).unbind(0)
-        self.start = torch.tensor([0.0, model.prior.std(plan.levels[0]), model.preconditioning(plan.levels[:1])[0, 3]])
+        first = float(plan.levels[0])
+        shift = model.process.drift * (first / model.process.sigma) ** 2
+        c_in = model.preconditioning(plan.levels[:1])[0, 3]
+        self.start = torch.tensor([shift, model.prior.std(first), c_in])
         self.start = self.start.to(device, torch.float32).expand(size, 3)
         self.centres = model.prior.centres / model.scale
         self.x = torch.empty(shape, device=device)

@@ -186,10 +186,10 @@ class PaperSolver(Solver):
 
     def __post_init__(self) -> None:
         for name, value, good, allowed in (
-            ("delta", self.delta, self.delta is None or self.delta > 0, "positive or None"),
-            ("inner", self.inner, self.inner >= 1, "at least 1"),
+            ("delta", self.delta, self.delta is None or 0 < self.delta < math.inf, "positive or None"),
+            ("inner", self.inner, isinstance(self.inner, int) and self.inner >= 1, "an int, at least 1"),
             ("anneal", self.anneal, 0 <= self.anneal <= 1, "in [0, 1]"),
-            ("tweedie", self.tweedie, self.tweedie >= 0, "at least 0"),
+            ("tweedie", self.tweedie, isinstance(self.tweedie, int) and self.tweedie >= 0, "an int, at least 0"),
             ("sigma", self.sigma, self.sigma is None or self.sigma > 0, "positive or None"),
         ):
             if not good:
@@ -205,7 +205,7 @@ class PaperSolver(Solver):
         if denoiser and (self.tweedie or steps < 2):
             raise ValueError(f"a denoiser needs tweedie=0 and steps >= 2, got tweedie={self.tweedie}, steps={steps}")
         delta = process.T / steps if self.delta is None else self.delta
-        mu = sigma**2 / 2 if process.mu is None else process.mu
+        mu = sigma**2 / 2 + process.drift
         k = np.arange(steps - 1, 0 if denoiser else -1, -1)
         levels = np.repeat(sigma * np.sqrt(k * process.T / steps), self.inner)
         noise = np.repeat(self.anneal ** np.arange(len(k)), self.inner) * sigma * math.sqrt(delta)

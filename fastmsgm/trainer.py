@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from fastmsgm import losses, rng
+from fastmsgm.gbm import check_multiplicative
 from fastmsgm.model import PRECISIONS, ScoreModel, write_atomically
 
 _log = logging.getLogger("fastmsgm")
@@ -62,15 +64,19 @@ def fit(
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after the step under way is done and saved.
     """
     _check("precision", precision, precision is None or precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
-    _check("steps", steps, steps >= 1, "at least 1")
-    _check("batch_size", batch_size, batch_size >= 1, "at least 1")
+    for name, value, least in (("steps", steps, 1), ("batch_size", batch_size, 1), ("warmup", warmup, 0)):
+        _check(name, value, isinstance(value, int) and value >= least, f"an int, at least {least}")
+    _check("clip", clip, clip > 0, "positive")
     _check("lr", lr, lr > 0, "positive")
     _check("ema", ema, 0 <= ema < 1, "in [0, 1)")
     _check("tensorboard", tensorboard, not tensorboard or out is not None, "given together with out")
     if data.dtype != torch.float32 or tuple(data.shape[1:]) != model.shape:
         expected = ", ".join(map(str, ("N", *model.shape)))
         raise ValueError(f"data must be float32 of shape ({expected}), got {data.dtype} {tuple(data.shape)}")
-    model.precision = precision or model.precision
+    states = model.to_state(data.to(model.device))
+    check_multiplicative("data", states)
+    noise = rng.stream(seed, device=model.device)
+    precision = precision or model.precision
     settings = {
         "steps": steps,
         "batch_size": batch_size,
@@ -79,11 +85,11 @@ def fit(
         "seed": seed,
         "warmup": warmup,
         "clip": clip,
+        "precision": precision,
     }
     run = _Run(model, settings, Path(out) if out is not None else None)
-    states = model.to_state(data.to(model.device))
+    model.precision = precision
     order = _DataOrder(len(states), seed)
-    noise = rng.stream(seed, device=model.device)
     writer = _tensorboard(run) if tensorboard else None
     bar = tqdm(total=steps, initial=run.step, disable=not progress, desc="training", unit="step")
     recent: list[Tensor] = []
@@ -144,25 +150,30 @@ class _Run:
         for i, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{i}.{k}": v for k, v in moments.items()}
         tensors = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
+        # The step is in the same file as its tensors, and the losses are there before it: a cut leaves a whole state.
+        write_atomically(self.out / "loss.csv", self._write_losses)
         write_atomically(self.out / "training.safetensors", lambda p: save_file(tensors, p, {"step": str(self.step)}))
-        with open(self.out / "loss.csv", "w", newline="") as file:
-            csv.writer(file).writerows([("step", "loss"), *enumerate(self.losses, 1)])
-        note = json.dumps({"step": self.step, **self.settings}, indent=2)
+        note = json.dumps(self.settings, indent=2)
         write_atomically(self.out / "training.json", lambda p: p.write_text(note + "\n"))
         online = self.model.net
         self.model.net = self.average.module
         self.model.save(self.out)
         self.model.net = online
 
+    def _write_losses(self, path: Path) -> None:
+        with open(path, "w", newline="") as file:
+            csv.writer(file).writerows([("step", "loss"), *enumerate(self.losses, 1)])
+
     def _resume(self, out: Path) -> None:
         note = json.loads((out / "training.json").read_text())
-        self.step = note.pop("step")
         if note != self.settings:
             changed = {k: (v, self.settings.get(k)) for k, v in note.items() if v != self.settings.get(k)}
             raise ValueError(
                 f"out={str(out)!r} holds a run with other settings (there, here): {changed}; use a new folder"
             )
-        tensors = load_file(out / "training.safetensors", device=str(self.model.device))
+        with safe_open(out / "training.safetensors", framework="pt") as file:
+            self.step = int(file.metadata()["step"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         part = {
             p: {k[len(p) + 1 :]: v for k, v in tensors.items() if k.startswith(p + ".")}
             for p in ("net", "average", "adam")

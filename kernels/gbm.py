@@ -18,7 +18,8 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmsgm import rng
-from fastmsgm.kernels.philox import flip, is_normal, log2, normal_quads
+
+from .philox import flip, is_normal, log2, normal_quads
 
 # A program's quads. Four a thread share the keys and coefficients; more would cost registers, hence warps in flight.
 _QUADS = 512
@@ -86,8 +87,8 @@ def _gbm_step_kernel(
     first_row, row, quad, offsets, mask = _tile(n, D, QUADS)
     base = first_row * D
     z = normal_quads(quad, first_row + row, stream_ptr, _STEP_NOISE, step)
-    # A lane outside the array holds x = 0, which no step can take out of the normal numbers.
-    x = tl.load(x_ptr + base + offsets, mask=mask, other=0.0)
+    # A lane outside the array holds x = 1, so that it stays within the normal numbers and marks no sample.
+    x = tl.load(x_ptr + base + offsets, mask=mask, other=1.0)
     g = tl.load(f_ptr + base + offsets, mask=mask, other=0.0).to(tl.float32)
     if STEIN:
         g *= x
@@ -99,10 +100,9 @@ def _gbm_step_kernel(
     c = tl.load(table_ptr + 3) * TO_BASE_2
     s = tl.load(table_ptr + 4) * TO_BASE_2
     denoised = tl.load(table_ptr + 6) * g + tl.load(table_ptr + 7)
-    was_normal = is_normal(x)
     if LOG_STATE:
         a = tl.load(table_ptr)
-        y = tl.where(was_normal, log2(tl.abs(x)), float("nan"))
+        y = tl.where(is_normal(x), log2(tl.abs(x)), float("nan"))
         denoised += (tl.load(table_ptr + 5) * _LN2) * y
         increment = b * denoised + c + s * z
         if HAS_HISTORY:
@@ -128,7 +128,7 @@ def _gbm_step_kernel(
 
     # One flag a quad: its four elements lie in the same thread. Both accesses are off unless a state was lost; quads of
     # one sample may race, all with the same value.
-    even, odd = tl.split((was_normal & ~good).reshape(QUADS, 2, 2))
+    even, odd = tl.split((~good).reshape(QUADS, 2, 2))
     first_two, last_two = tl.split(even | odd)
     lost = first_two | last_two
     bad_ptrs = bad_ptr + first_row + row

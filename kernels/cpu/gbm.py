@@ -1,8 +1,9 @@
 """Geometric Brownian motion on the CPU: ``fill_normal``, ``gbm_perturb`` and ``gbm_step`` as in ``fastmsgm.reference``.
 
-Rows are split over threads; a thread takes its rows a block of quads at a time, and a block goes through a few loops, each
-simple enough to become SIMD code, with everything between them in the L1 cache: noise (philox.py), increment, exponential,
-copy out. Logarithms are to base 2 within: coefficients are rescaled in float64 before they are rounded to float32.
+Rows are split over threads; a thread takes its rows a block of quads at a time, and a block goes through a few loops,
+each simple enough to become SIMD code, with everything between them in the L1 cache: noise (philox.py), the new state,
+what the network sees, copy out. Logarithms are to base 2 within; coefficients are rescaled before they are rounded to
+float32.
 """
 
 from __future__ import annotations
@@ -15,11 +16,25 @@ from numba import njit
 from torch import Tensor
 
 from fastmsgm import rng
-from fastmsgm.kernels.cpu.philox import BLOCK, block_noise, buffers, element, floats, unsigned_range
-from fastmsgm.kernels.cpu.scalar import (
-    NAN, NORMALS, SIGN, above_tiny, exp2, fma, from_bfloat, from_bits, from_half, is_normal, log2_abs, to_bfloat, to_bits, to_half,
-)  # fmt: skip
-from fastmsgm.kernels.cpu.threads import over_rows
+
+from .philox import BLOCK, block_noise, buffers, element, floats, unsigned_range
+from .scalar import (
+    NAN,
+    NORMALS,
+    SIGN,
+    above_tiny,
+    exp2,
+    fma,
+    from_bfloat,
+    from_bits,
+    from_half,
+    is_normal,
+    log2_abs,
+    to_bfloat,
+    to_bits,
+    to_half,
+)
+from .threads import over_rows
 
 _LN2, _LOG2_E = math.log(2.0), 1 / math.log(2.0)
 _ABSENT, _FLOAT, _BFLOAT, _HALF = range(4)  # what an optional or network-side array holds
@@ -61,8 +76,8 @@ def gbm_step(
 def _row(table_row: Tensor, linear: bool, log_state: bool) -> np.ndarray:
     """The row as the loops use it.
 
-    With a logarithm: D = k0 y + k1 g + k2 and t = a y + b D + b_prev D_prev + c + s z; without: t = k1 g + c + s z. Here
-    y = log2|x| and t is log2|x'|, log2(x' / x) (no logarithm), or x' / x - 1 (linear).
+    With a logarithm: D = k0 y + k1 g + k2 and t = a y + b D + b_prev D_prev + c + s z; without: t = k1 g + c + s z.
+    Here y = log2|x| and t is log2|x'|, log2(x' / x) (no logarithm), or x' / x - 1 (linear).
     """
     a, b, b_prev, c, s, k0, k1, k2, c_in = table_row.tolist()
     unit = 1.0 if linear else _LOG2_E  # of t
@@ -160,7 +175,7 @@ def _step_rows(
             _write(size, net_dtype, y, net_in[start:stop], net_bits[start:stop])
         if not good:
             _poison(size, new)
-            _mark(start, size, d, x, new, step, bad)
+            _mark(start, size, d, new, step, bad)
         _copy(size, new, out[start:stop])
 
 
@@ -263,12 +278,12 @@ def _poison(size, new):
 
 
 @njit(nogil=True, cache=True)
-def _mark(start, size, d, x, new, step, bad):
-    """Write the step into ``bad`` for the samples that left the normal numbers just now."""
+def _mark(start, size, d, new, step, bad):
+    """Write the step into ``bad`` for the samples that left the normal numbers, unless an earlier one is there."""
     for row in range(start // d, (start + size - 1) // d + 1):
         if bad[row] < 0:
             for i in range(max(row * d - start, 0), min((row + 1) * d - start, size)):
-                if is_normal(x[i]) and not is_normal(new[i]):
+                if not is_normal(new[i]):
                     bad[row] = step
                     break
 
@@ -296,7 +311,7 @@ def _perturb_increment(size, z, shift_of, s_of, t):
 @njit(nogil=True, cache=True)
 def _perturb_scale(size, x, t, x_t):
     for i in range(size):
-        x_t[i] = x[i] * exp2(t[i]) if t[i] == t[i] else NAN
+        x_t[i] = x[i] * exp2(t[i])
 
 
 @njit(nogil=True, cache=True)

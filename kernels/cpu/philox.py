@@ -1,8 +1,8 @@
-"""Noise on the CPU: the stream ``philox-v1`` of ``fastmsgm.rng``, a block of quads at a time, in loops that LLVM vectorises.
+"""Noise on the CPU: the stream ``philox-v1`` of ``fastmsgm.rng``, a block of quads at a time, in SIMD loops.
 
-A sample is a row of ceil(d / 4) quads (a quad is one Philox call: four words, four normals); a block is any range of the flat
-list of quads, so one-feature and many-feature samples cost the same an element. The words of a block lie in two arrays, in the
-order of its pairs of normals: words 0 and 2 of every quad give the radii, words 1 and 3 the angles.
+A sample is a row of ceil(d / 4) quads (a quad is one Philox call: four words, four normals); a block is any range of
+the flat list of quads, so that samples of few features fill SIMD vectors too. The words of a block lie in two arrays,
+in the order of its pairs of normals: words 0 and 2 of every quad give the radii, words 1 and 3 the angles.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import numpy as np
 from numba import njit
 
 from fastmsgm import rng
-from fastmsgm.kernels.cpu.scalar import fma, from_bits, log2, polynomial, to_bits
+
+from .scalar import fma, from_bits, log2, polynomial, to_bits
 
 BLOCK = 256  # quads: every buffer of a block fits into the L1 cache
 
@@ -54,7 +55,7 @@ def buffers():
 
 @njit(nogil=True, cache=True)
 def block_noise(first, count, d, stream, kind, step, room):
-    """Normals of ``count`` quads from ``first`` on, in the order of the elements; valid until ``room`` is used again."""
+    """Normals of ``count`` quads from ``first`` on, in the elements' order; valid until ``room`` is used again."""
     quad_of, sample_of, radius_words, angle_words, z, packed = room
     quads = (d + 3) // 4
     addresses(first, count, quads, stream[1], quad_of, sample_of)

@@ -1,10 +1,13 @@
 """Float32 arithmetic for the loops of the CPU kernels: fused multiply-add, bit casts, log2, exp2, the 16-bit floats.
 
-Every function is branch-free, so that a loop that calls it becomes SIMD code, and rounds as written (``fma`` is one rounding
-wherever it runs), so that an element's bits do not depend on its place in a vector.
+Every function is branch-free, so that a loop that calls it becomes SIMD code, and rounds as written (``fma`` is one
+rounding wherever it runs), so that an element's bits do not depend on its place in a vector.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -17,6 +20,8 @@ from fastmsgm import rng
 SIGN = np.uint32(0x80000000)
 NAN = np.float32(np.nan)
 _ABS = np.uint32(0x7FFFFFFF)
+_INFINITE = np.uint32(0x7F800000)
+_HALF_INFINITE = np.uint32(0x7C00 << 13)
 _ONE = np.float32(1.0)
 _TINY_BITS = np.uint32(0x00800000)  # of the smallest normal number
 NORMALS = np.uint32(0x7F800000 - 0x00800000)  # so many bit patterns are positive normal numbers
@@ -29,24 +34,29 @@ _EXP2 = (
     0.0013399930903688073, 0.0001534581242594868,
 )  # fmt: skip
 _EXP2 = tuple(np.float32(c) for c in _EXP2)
-_LOW, _HIGH = np.float32(-127.0), np.float32(128.0)
+_LOWEST, _HIGHEST = np.float32(-126.0), np.float32(128.0)  # powers of 2 from here up to there are normal numbers
 
 
-@intrinsic
-def fma(typingctx, a, b, c):  # noqa: ANN001, ANN201
+def _intrinsic(build: Callable[..., Any]) -> Callable[..., Any]:
+    """numba's decorator, with a type that says that callers leave out ``typingctx``."""
+    return intrinsic(build)
+
+
+@_intrinsic
+def fma(typingctx, a, b, c):
     """a b + c, rounded once."""
 
-    def codegen(context, builder, signature, args):  # noqa: ANN001, ANN202
+    def codegen(context, builder, signature, args):
         return builder.fma(*args)
 
     return types.float32(types.float32, types.float32, types.float32), codegen
 
 
-@intrinsic
-def polynomial(typingctx, coefficients, x):  # noqa: ANN001, ANN201
+@_intrinsic
+def polynomial(typingctx, coefficients, x):
     """Horner's rule on a tuple of float32, lowest degree first."""
 
-    def codegen(context, builder, signature, args):  # noqa: ANN001, ANN202
+    def codegen(context, builder, signature, args):
         *lower, result = cgutils.unpack_tuple(builder, args[0])
         for c in reversed(lower):
             result = builder.fma(result, args[1], c)
@@ -55,40 +65,20 @@ def polynomial(typingctx, coefficients, x):  # noqa: ANN001, ANN201
     return types.float32(coefficients, types.float32), codegen
 
 
-@intrinsic
-def to_bits(typingctx, x):  # noqa: ANN001, ANN201
-    def codegen(context, builder, signature, args):  # noqa: ANN001, ANN202
+@_intrinsic
+def to_bits(typingctx, x):
+    def codegen(context, builder, signature, args):
         return builder.bitcast(args[0], ir.IntType(32))
 
     return types.uint32(types.float32), codegen
 
 
-@intrinsic
-def from_bits(typingctx, bits):  # noqa: ANN001, ANN201
-    def codegen(context, builder, signature, args):  # noqa: ANN001, ANN202
+@_intrinsic
+def from_bits(typingctx, bits):
+    def codegen(context, builder, signature, args):
         return builder.bitcast(args[0], ir.FloatType())
 
     return types.float32(types.uint32), codegen
-
-
-@intrinsic
-def from_half(typingctx, bits):  # noqa: ANN001, ANN201
-    """float16 (its bits) to float32."""
-
-    def codegen(context, builder, signature, args):  # noqa: ANN001, ANN202
-        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
-
-    return types.float32(types.uint16), codegen
-
-
-@intrinsic
-def to_half(typingctx, x):  # noqa: ANN001, ANN201
-    """float32 to float16 (its bits), to nearest even."""
-
-    def codegen(context, builder, signature, args):  # noqa: ANN001, ANN202
-        return builder.bitcast(builder.fptrunc(args[0], ir.HalfType()), ir.IntType(16))
-
-    return types.uint16(types.float32), codegen
 
 
 @njit(nogil=True, cache=True)
@@ -106,8 +96,32 @@ def to_bfloat(x):
 
 
 @njit(nogil=True, cache=True)
+def from_half(bits):
+    """float16 (its bits) to float32, by integers: not every processor has the instruction."""
+    bits = np.uint32(bits)
+    sign = np.uint32(np.uint32(bits & np.uint32(0x8000)) << np.uint32(16))
+    size = np.uint32(np.uint32(bits & np.uint32(0x7FFF)) << np.uint32(13))
+    finite = to_bits(from_bits(size) * np.float32(2.0**112))  # the exponents' offsets differ by 112
+    return from_bits((finite if size < _HALF_INFINITE else size | _INFINITE) | sign)
+
+
+@njit(nogil=True, cache=True)
+def to_half(x):
+    """float32 to float16 (its bits), to nearest even; NaN stays NaN."""
+    size = np.uint32(to_bits(x) & _ABS)
+    sign = np.uint32(np.uint32(to_bits(x) & SIGN) >> np.uint32(16))
+    odd = np.uint32(np.uint32(size >> np.uint32(13)) & np.uint32(1))
+    normal = np.uint32(np.uint32(size + np.uint32(0x0FFF) + odd - np.uint32(112 << 23)) >> np.uint32(13))
+    # Below 2^-14: adding 1/2 rounds to steps of 2^-24, float16's, and leaves their number in the low bits.
+    small = np.uint32(to_bits(from_bits(size) + np.float32(0.5)) - to_bits(np.float32(0.5)))
+    special = np.uint32(0x7C00) if size <= _INFINITE else np.uint32(0x7E00)
+    finite = small if size < np.uint32(113 << 23) else normal
+    return np.uint16((finite if size < np.uint32(143 << 23) else special) | sign)
+
+
+@njit(nogil=True, cache=True)
 def above_tiny(x):
-    """How many steps |x| lies above the smallest normal number: x is a normal number where this is below ``NORMALS``."""
+    """Bit patterns from the smallest normal number up to |x|: x is a normal number where this is below ``NORMALS``."""
     return np.uint32(np.uint32(to_bits(x) & _ABS) - _TINY_BITS)
 
 
@@ -134,9 +148,8 @@ def log2_abs(x):
 
 @njit(nogil=True, cache=True)
 def exp2(t):
-    """2^t; 0 where 2^t would be subnormal, infinite for a NaN: what callers turn into NaN either way."""
-    t = t if t < _HIGH else _HIGH
-    t = t if t > _LOW else _LOW
+    """2^t, NaN unless that is a normal number."""
     whole = np.rint(t)
     bits = to_bits(polynomial(_EXP2, np.float32(t - whole)))
-    return from_bits(np.uint32(bits + np.uint32(np.uint32(np.int32(whole)) << _MANTISSA)))
+    power = from_bits(np.uint32(bits + np.uint32(np.uint32(np.int32(whole)) << _MANTISSA)))
+    return power if _LOWEST <= t < _HIGHEST else NAN

@@ -1,0 +1,435 @@
+"""The sampling loop: one endless stream, whatever is asked of it; outputs, failures, and what a step costs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from exact import MEAN, VARIANCE, exact_model, log_normal_data
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from fastmsgm import GBM, NonFiniteError, ScoreModel, sample, sample_iter
+from fastmsgm.nets import MLP, UNet
+from fastmsgm.sampling import Step
+from fastmsgm.solvers import DaleLangevin, Heun
+
+
+def draw(model: Any, n: int, **options: Any) -> Tensor:
+    return sample(model, n, **{"progress": False, **options})
+
+
+def vectors(prediction: str = "denoiser", **options: Any) -> ScoreModel:
+    """A model of three features with a random network."""
+    torch.manual_seed(0)
+    net = MLP(3, 16, 2)
+    nn.init.normal_(net.out.weight, std=0.05)
+    process = GBM(5.0 if prediction == "denoiser" else 0.8)
+    return ScoreModel.for_data(net, process, log_normal_data(200), prediction=prediction, **options).eval()
+
+
+def pictures(precision: str = "fp32") -> ScoreModel:
+    torch.manual_seed(0)
+    net = UNet(1, 16, 32, 1)
+    nn.init.normal_(net.out.weight, std=0.05)
+    data = torch.rand(20, 1, 8, 8)
+    return ScoreModel.for_data(net, GBM(8.0), data, offset=1.0, bounds=(0.0, 1.0), precision=precision).eval()
+
+
+class Wrapped(nn.Module):
+    """A network that calls ``watch(call, x, f)``, call = 0, 1, ..., and returns what that returns, or f."""
+
+    def __init__(self, net: nn.Module, watch: Callable[[int, Tensor, Tensor], Tensor | None]) -> None:
+        super().__init__()
+        self.net, self.watch, self.calls = net, watch, 0
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        f = self.net(x, c)
+        changed = self.watch(self.calls, x, f)
+        self.calls += 1
+        return f if changed is None else changed
+
+
+# ---- the stream ----
+
+
+@pytest.mark.parametrize("batch_size", [None, 32, 7])
+@pytest.mark.parametrize("build", [vectors, lambda: exact_model("score"), pictures])
+def test_a_part_of_the_stream_is_bit_equal(build: Callable[[], ScoreModel], batch_size: int | None) -> None:
+    model = build()
+    options: dict[str, Any] = {"seed": 3, "steps": 4, "batch_size": batch_size}
+    whole = draw(model, 100, **options)
+    assert torch.equal(whole[40:60], draw(model, 20, start=40, **options))
+    assert torch.equal(whole[:33], draw(model, 33, **options))
+    assert torch.equal(whole[99:], draw(model, 1, start=99, **options))
+    assert len(whole.unique(dim=0)) == 100
+
+
+@pytest.mark.parametrize("solver", ["sde-dpm++2m", "heun", "sign-agnostic"])
+def test_a_part_of_the_stream_is_bit_equal_for_other_solvers(solver: str) -> None:
+    options: dict[str, Any] = {"seed": 3, "steps": 5, "batch_size": 16, "solver": solver}
+    assert torch.equal(draw(vectors(), 50, **options)[20:40], draw(vectors(), 20, start=20, **options))
+
+
+def test_start_beyond_two_to_the_32() -> None:
+    options: dict[str, Any] = {"steps": 3, "batch_size": 8}
+    across = draw(vectors(), 8, start=2**32 - 4, **options)
+    assert torch.equal(across[4:], draw(vectors(), 4, start=2**32, **options))
+    assert not torch.equal(across[4:], draw(vectors(), 4, start=0, **options))
+    assert draw(vectors(), 1, start=2**56 - 1, **options).shape == (1, 3)
+    with pytest.raises(ValueError, match=r"start must be in 0 \.\. 2\^56 - 1"):
+        draw(vectors(), 2, start=2**56 - 1, **options)
+
+
+def test_seeds_differ_and_torchs_generator_is_left_alone() -> None:
+    samples = [draw(vectors(), 4, seed=seed, steps=3) for seed in (0, 1, 2**63, 2**64 - 1)]
+    assert len(torch.cat(samples).unique(dim=0)) == 16
+    model, state = vectors(), torch.get_rng_state()
+    draw(model, 4, steps=3)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("d", "expected"), [(3, 8192), (48, 1024), (784, 64), (5000, 64)])
+def test_the_default_batch_is_a_function_of_the_number_of_features(d: int, expected: int) -> None:
+    seen = []
+    data = torch.rand(4, d) + 1
+    net = Wrapped(nn.Identity(), lambda call, x, f: seen.append(len(x)))
+    net.net.forward = lambda x, c: torch.zeros_like(x)
+    draw(ScoreModel.for_data(net, GBM(1.0), data), 3, steps=1)
+    assert seen == [expected]
+
+
+def test_class_centres_are_taken_in_turn() -> None:
+    x0, labels = log_normal_data(60), torch.arange(60) % 3
+    model = ScoreModel.for_data(MLP(3), GBM(1e-3), x0 * (1 + labels[:, None]), prediction="hyvarinen", labels=labels)
+    first = []
+    model.net = Wrapped(model.net, lambda call, x, f: first.append(x.clone()))
+    draw(model, 6, start=4, batch_size=8, steps=1, solver=DaleLangevin())
+    # One noise level, at which the prior is its centre: sample i starts from centre i mod 3.
+    expected = model.prior.centres[torch.arange(16) % 3]
+    torch.testing.assert_close(torch.cat(first), expected, rtol=1e-6, atol=0)
+
+
+# ---- laws ----
+
+
+@pytest.mark.parametrize(
+    ("prediction", "mu", "options"),
+    [
+        ("denoiser", None, {}),
+        ("denoiser", None, {"solver": "sde-dpm++2m", "steps": 30}),
+        ("hyvarinen", None, {"steps": 200}),
+        ("score", None, {"steps": 200, "solver": "sign-agnostic"}),
+        ("hyvarinen", 0.0, {"steps": 200}),
+        ("score", 0.8, {"steps": 200}),
+    ],
+)
+def test_samples_have_the_law_of_the_data(prediction: str, mu: float | None, options: dict[str, Any]) -> None:
+    model = exact_model(prediction, sigma=8.0 if prediction == "denoiser" else 0.8, mu=mu)
+    y = torch.log(draw(model, 8192, **options)).double()
+    std = VARIANCE.double().sqrt()
+    # The prior knows one variance for all features, which at sigma = 0.8 moves the deviations by up to 3 %.
+    assert float(((y.mean(0) - MEAN).abs() / std).max()) < 0.06
+    assert float((y.std(0) / std - 1).abs().max()) < 0.06
+
+
+@pytest.mark.parametrize("mu", [0.0, None, 0.8])
+def test_the_start_is_the_noised_datas_law(mu: float | None) -> None:
+    """Log-mean and deviation of what the network first sees are those of data noised up to the first level."""
+    model, first = exact_model("hyvarinen", mu=mu), []
+    model.net = Wrapped(model.net, lambda call, x, f: first.append(x.clone()) if call == 0 else None)
+    draw(model, 8192, steps=10)
+    t = 0.9
+    y = torch.log(first[0]).double()
+    std = (0.64 * t + model.variance) ** 0.5
+    expected = MEAN.double() + model.process.drift * t
+    assert float((y.mean(0) - expected).abs().max()) < 4.5 * std / 8192**0.5
+    assert float((y.std(0) / std - 1).abs().max()) < 4.5 / (2 * 8192) ** 0.5
+
+
+def test_samples_come_in_the_datas_own_range() -> None:
+    samples = draw(pictures(), 20, steps=4)
+    assert samples.shape == (20, 1, 8, 8)
+    assert samples.dtype == torch.float32
+    assert not samples.requires_grad
+    assert float(samples.min()) >= 0
+    assert float(samples.max()) <= 1
+    assert float(samples.std()) > 0.05
+
+
+# ---- outputs ----
+
+
+def test_outputs(tmp_path: Path) -> None:
+    model = vectors()
+    options: dict[str, Any] = {"seed": 5, "start": 3, "steps": 4, "batch_size": 16}
+    expected = draw(model, 40, **options)
+    tensor, array, strided = torch.empty(40, 3), np.empty((40, 3), np.float32), torch.empty(3, 40).T
+    assert draw(model, 40, out=tensor, **options) is tensor
+    draw(model, 40, out=array, **options)
+    draw(model, 40, out=strided, **options)
+    path = tmp_path / "new" / "samples.npy"
+    returned = draw(model, 40, out=path, **options)
+    draw(model, 40, out=str(tmp_path / "text.npy"), **options)
+    for got in (tensor, torch.from_numpy(array), strided, returned, torch.cat(list(iterate(model, 40, **options)))):
+        assert torch.equal(got, expected)
+    for file in (path, tmp_path / "text.npy"):
+        stored = np.load(file)
+        assert stored.dtype == np.float32
+        np.testing.assert_array_equal(stored, expected.numpy())
+    manifest = json.loads((tmp_path / "new" / "samples.npy.json").read_text())
+    assert manifest == {
+        "n": 40, "start": 3, "seed": 5, "stream": "philox-v1", "solver": "DPMSolverPP2M(stochastic=False)", "calls": 4,
+        "batch_size": 16, "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "backend": manifest["backend"],
+    }  # fmt: skip
+    assert manifest["backend"] in ("cpu", "reference")
+
+
+def iterate(model: ScoreModel, n: int, **options: Any) -> Any:
+    return sample_iter(model, n, **{"progress": False, **options})
+
+
+def test_sample_iter_yields_whole_chunks_of_the_stream() -> None:
+    lengths = [len(chunk) for chunk in iterate(vectors(), 40, start=10, steps=2, batch_size=16)]
+    assert lengths == [6, 16, 16, 2]  # 10-15, 16-31, 32-47, 48-49
+
+
+def test_a_model_by_its_folder(tmp_path: Path) -> None:
+    model = vectors()
+    model.save(tmp_path)
+    assert torch.equal(draw(tmp_path, 5, steps=3, device="cpu"), draw(model, 5, steps=3))
+
+
+# ---- failures ----
+
+
+def failing(model: ScoreModel, calls: int, chunk: int, step: int, rows: list[int], value: float) -> ScoreModel:
+    """The model, whose network returns ``value`` for some rows at one step of one chunk."""
+
+    def watch(call: int, x: Tensor, f: Tensor) -> Tensor:
+        broken = f.clone()
+        if call == chunk * calls + step:
+            broken[rows, 1] = value
+        return broken
+
+    model.net = Wrapped(model.net, watch)
+    return model
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("output", ["tensor", "file"])
+@pytest.mark.parametrize("prediction", ["denoiser", "hyvarinen"])
+def test_non_finite_values_name_step_and_samples(value: float, output: str, prediction: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"seed": 1, "start": 5, "steps": 6, "batch_size": 16}
+    expected = draw(vectors(prediction), 60, **options)
+    out = tmp_path / "samples.npy" if output == "file" else torch.full((60, 3), -7.0)
+    model = failing(vectors(prediction).train(), calls=6, chunk=2, step=3, rows=[2, 9], value=value)
+    with pytest.raises(NonFiniteError, match=r"state at step 3 in 2 samples \(34, 41\): the network") as caught:
+        draw(model, 60, out=out, **options)
+    error = caught.value
+    assert error.step == 3
+    assert error.indices == [34, 41]
+    assert error.samples is not None
+    assert torch.equal(error.samples, expected[:27])  # samples 5 .. 31
+    kept = torch.from_numpy(np.load(tmp_path / "samples.npy")) if isinstance(out, Path) else out
+    assert torch.equal(kept[:27], expected[:27])
+    assert float(kept[27:].max()) <= 0  # the chunk that failed is not written
+    assert model.training
+
+
+def test_non_finite_at_the_first_and_at_the_last_step() -> None:
+    for step in (0, 4):
+        model = failing(vectors(), calls=5, chunk=0, step=step, rows=[0], value=float("nan"))
+        with pytest.raises(NonFiniteError, match=f"at step {step} in 1 samples") as caught:
+            draw(model, 3, steps=5, batch_size=8)
+        assert caught.value.samples is not None
+        assert len(caught.value.samples) == 0
+
+
+class Narrow(nn.Module):
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        return x[:, :1]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"n": 0}, ValueError, "n must be at least 1, got 0"),
+        ({"n": -5}, ValueError, "n must be at least 1, got -5"),
+        ({"n": 2.0}, TypeError, r"n must be an int, got 2\.0 \(float\)"),
+        ({"n": True}, TypeError, r"n must be an int, got True \(bool\)"),
+        ({"steps": 0}, ValueError, "steps must be at least 1, got 0"),
+        ({"steps": 1.5}, TypeError, r"steps must be an int, got 1\.5"),
+        ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
+        ({"start": -1}, ValueError, "start must be at least 0, got -1"),
+        ({"start": "0"}, TypeError, "start must be an int, got '0'"),
+        ({"seed": -1}, ValueError, "seed must be in 0"),
+        ({"seed": 2**64}, ValueError, "seed must be in 0"),
+        ({"solver": "rk45"}, ValueError, r"solver must be one of euler, heun, dpm\+\+2m, .*, got 'rk45'"),
+        ({"solver": Heun}, TypeError, "solver must be a name or a Solver, got <class"),
+        ({"model": "no-such-model"}, ValueError, "model must be one of .*, got 'no-such-model'"),
+        ({"model": MLP(3)}, TypeError, "model must be a ScoreModel, a name or a path, got MLP"),
+        ({"out": torch.empty(4, 2)}, ValueError, r"out must be float32 of shape \(4, 3\), got torch\.float32 \(4, 2\)"),
+        ({"out": np.empty((4, 3))}, ValueError, r"out must be float32 of shape \(4, 3\), got torch\.float64"),
+        ({"out": "samples.txt"}, ValueError, r"out must be a path that ends in \.npy, got 'samples\.txt'"),
+        ({"out": [1.0]}, TypeError, "out must be a tensor, an array or a path, got list"),
+    ],
+)
+def test_bad_arguments(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    options = {"model": vectors(), "n": 4, "steps": 2, **options}
+    with pytest.raises(error, match=message):
+        draw(options.pop("model"), options.pop("n"), **options)
+
+
+@pytest.mark.parametrize("options", [{"seed": -1}, {"start": -1}, {"solver": "rk45"}, {"steps": 0}, {"batch_size": 0}])
+def test_a_bad_argument_leaves_an_old_file_alone(options: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "samples.npy"
+    np.save(path, np.ones(3))
+    with pytest.raises(ValueError, match="must be"):
+        draw(vectors(), 4, **{"steps": 2, "out": path, **options})
+    assert np.load(path).tolist() == [1, 1, 1]
+
+
+def test_a_network_with_another_output_shape() -> None:
+    model = vectors().train()
+    model.net = Narrow()
+    with pytest.raises(ValueError, match=r"net must return its input's shape \(8, 3\), got \(8, 1\)"):
+        draw(model, 4, steps=2, batch_size=8)
+    assert model.training
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_training_flag_is_restored(training: bool) -> None:
+    model, seen = vectors(), []
+    model.net = Wrapped(model.net, lambda call, x, f: seen.append(model.training))
+    model.train(training)
+    draw(model, 4, steps=2)
+    assert model.training is training
+    chunks = iterate(model, 40, steps=2, batch_size=8)
+    next(chunks)
+    chunks.close()
+    assert model.training is training
+    assert seen == [False] * 4
+
+
+# ---- steps and their cost ----
+
+
+@pytest.mark.parametrize(
+    ("solver", "steps", "calls"),
+    [("dpm++2m", 5, 5), ("er-sde-2", 1, 1), ("heun", 5, 9), ("heun", 1, 1), ("dale-langevin", 5, 4), (None, 6, 6),
+     (DaleLangevin(inner=3), 5, 12)],
+)  # fmt: skip
+def test_network_calls(solver: Any, steps: int, calls: int) -> None:
+    """No call is made that the samples do not need; a denoiser is not called at level 0 (the papers' k = 0)."""
+    model = vectors()
+    model.net = Wrapped(model.net, lambda call, x, f: None)
+    draw(model, 20, steps=steps, solver=solver, batch_size=8)
+    assert model.net.calls == 3 * calls
+
+
+@pytest.mark.parametrize("prediction", ["hyvarinen", "score"])
+def test_network_calls_of_the_papers_samplers(prediction: str) -> None:
+    model = exact_model(prediction)
+    model.net = Wrapped(model.net, lambda call, x, f: torch.zeros_like(f))
+    draw(model, 20, steps=5, solver=DaleLangevin(inner=2, tweedie=3), batch_size=32)
+    assert model.net.calls == 2 * 5 + 3
+
+
+@pytest.mark.parametrize("solver", ["dpm++2m", "heun", "dale-langevin"])
+def test_callback_sees_every_step_and_changes_nothing(solver: str) -> None:
+    options: dict[str, Any] = {"steps": 4, "solver": solver, "batch_size": 16, "start": 8}
+    model, steps = pictures(), []
+
+    def callback(step: Step) -> None:
+        steps.append((step.first, step.index, step.calls, step.level))
+        last.update(x=step.x.clone(), denoised=step.denoised)
+        step.x.fill_(-1)
+        if step.denoised is not None:
+            last["denoised"] = step.denoised.clone()
+            step.denoised.zero_()
+
+    last: dict[str, Tensor | None] = {}
+    samples = draw(model, 20, callback=callback, **options)
+    assert torch.equal(samples, draw(model, 20, **options))
+    calls = {"dpm++2m": 4, "heun": 7, "dale-langevin": 3}[solver]
+    assert [s[:3] for s in steps] == [(first, k, calls) for first in (0, 16) for k in range(calls)]
+    levels = [s[3] for s in steps[:calls]]
+    assert levels == sorted(levels, reverse=True)
+    assert levels[0] == pytest.approx(8.0 if solver != "dale-langevin" else 8 * 0.75**0.5)
+    # In the process's units: the last state is the sample plus the offset, and what the network took it for.
+    assert last["x"] is not None
+    assert torch.equal((last["x"] - 1).clamp(0, 1)[:12], samples[8:])
+    if solver == "dale-langevin":
+        assert last["denoised"] is None
+    else:
+        torch.testing.assert_close(last["denoised"], last["x"])
+
+
+class Count(TorchDispatchMode):
+    """Operator calls, and the most bytes that tensors made within were alive at a time (``outside`` not counted)."""
+
+    def __init__(self, outside: Tensor | None = None) -> None:
+        super().__init__()
+        self.calls: dict[str, int] = {}
+        self.alive, self.peak = WeakIdKeyDictionary(), 0
+        self.outside = None if outside is None else outside.untyped_storage().data_ptr()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.calls[str(func)] = self.calls.get(str(func), 0) + 1
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self.alive[leaf] = True
+        storages = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in self.alive)}
+        self.peak = max(self.peak, sum(size for where, size in storages.items() if where != self.outside))
+        return result
+
+    @property
+    def total(self) -> int:
+        return sum(self.calls.values())
+
+
+@pytest.mark.parametrize("solver", ["dpm++2m", "sde-dpm++2m", "heun", "dale-langevin"])
+@pytest.mark.parametrize("build", [vectors, pictures, lambda: pictures("bf16"), lambda: exact_model("score")])
+def test_operator_calls_per_step_are_the_networks_and_one(build: Callable[[], ScoreModel], solver: str) -> None:
+    model = build()
+    if model.prediction == "score" and solver != "dale-langevin":
+        solver = "sign-agnostic"
+    network, counts = Count(), []
+    net_in, c = torch.ones(16, *model.shape, dtype=model.input_dtype), torch.zeros(16)
+    with torch.no_grad(), network:
+        model(net_in, c)
+    for steps in (4, 9):
+        with Count() as count:
+            draw(model, 10, steps=steps, solver=solver, batch_size=16)
+        counts.append(count)
+    rows = 5 * (2 if solver == "heun" else 1)
+    assert network.total > 5
+    assert counts[1].total - counts[0].total == rows * (network.total + 1)
+    step = "fastmsgm.gbm_step_.default"
+    assert counts[1].calls[step] - counts[0].calls[step] == rows
+    assert counts[1].calls["fastmsgm.gbm_perturb_.default"] == 1
+
+
+def test_peak_memory_does_not_grow_with_n() -> None:
+    model = pictures()
+    peaks = []
+    for n in (64, 320):
+        out = torch.empty(n, 1, 8, 8)
+        with Count(out) as count:
+            draw(model, n, steps=3, batch_size=32, out=out)
+        peaks.append(count.peak)
+        with Count() as count:
+            draw(model, n, steps=3, batch_size=32)
+        assert count.peak == peaks[-1] + out.nbytes
+    assert peaks[0] == peaks[1]
+    assert peaks[0] > 3 * 32 * 64 * 4  # at least the state, the network's input and the history were seen
