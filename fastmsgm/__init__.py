@@ -3,8 +3,7 @@
     import fastmsgm
     images = fastmsgm.sample("fashion-gbm", n=64)
 
-``ScoreModel.for_data`` builds a model for your data, ``fit`` trains it, ``sample`` draws from it, ``load`` reads a
-checkpoint.
+``ScoreModel.for_data`` builds a model for your data, ``fit`` trains it, ``sample`` draws from it, ``load`` reads it.
 """
 
 from fastmsgm.gbm import GBM

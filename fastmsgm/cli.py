@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--prediction", default="denoiser", choices=("denoiser", "hyvarinen", "score"))
     train.add_argument("--offset", type=float, help="added to the data; default 1 for images in [0, 1], else 0")
     train.add_argument("--width", type=int, default=64, help="of the network (default 64)")
-    train.add_argument("--precision", default="bf16", choices=("fp32", "bf16", "fp16"))
+    train.add_argument("--precision", default="bf16", choices=("fp32", "bf16"))
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--device", default=_default_device())
     train.set_defaults(run=_train)

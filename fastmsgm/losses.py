@@ -1,8 +1,8 @@
 """Training objectives for geometric Brownian motion; each is one noising pass, one network call and a mean square.
 
-- ``denoising``: E |f - F*|^2, the preconditioned log-space denoising error. With D = c_skip y + c_out f and y = y0 + s
-  z the
-  network's own target is F* = (s / sd * y0 - sd * z) / sqrt(s^2 + sd^2), of unit variance at every s (EDM's weighting).
+- ``denoising``: E |f - F*|^2, the preconditioned log-space denoising error. With D = c_skip y + c_out f and
+  y = y0 + s z the network's own target is F* = (s / sd * y0 - sd * z) / sqrt(s^2 + sd^2), of unit variance at every s
+  (EDM's weighting).
 - ``m_dsm``: E |s^2 (q + 1) + s z|^2, the paper's multiplicative denoising score matching as its authors weight it
   ((t sigma^2)^2 times M-DSM): with D = y + s^2 (q + 1) it is the plain log-space denoising error E |D - y0|^2.
 """
@@ -60,6 +60,5 @@ def m_dsm(model: ScoreModel, x0: Tensor, stream: Tensor, step: int) -> Tensor:
 
 
 def _table(like: Tensor, *columns: np.ndarray) -> Tensor:
-    """Per-sample numbers, computed in float64 on the host, as one float32 (n, columns) tensor on the device of
-    ``like``."""
+    """Per-sample numbers, computed in float64 on the host, as a float32 (n, columns) tensor where ``like`` is."""
     return torch.from_numpy(np.stack(columns, axis=1)).to(device=like.device, dtype=torch.float32)

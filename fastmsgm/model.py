@@ -1,7 +1,6 @@
 """ScoreModel: a network, its process and its prior, with everything that sampling and training need to know.
 
-The network's raw output f is a prediction of one of three things, all of them the same score of y = log|x| in other
-words:
+The network's raw output f predicts one of three things, all of them the score of y = log|x| in other words:
 
     "denoiser"    D = E[y_0 | y_t] = c_skip y + c_out f(c_in y, log(s) / 4), preconditioned as EDM (Karras et al., 2022)
     "hyvarinen"   q = x * grad_x log p_t(x) = f(x, t)
@@ -87,8 +86,7 @@ class ScoreModel(nn.Module):
 
         Raises:
             TypeError, ValueError: data that multiplication cannot reach (integers, zeros after the offset, NaN,
-            features
-                of both signs), or what the constructor refuses.
+                features of both signs), or what the constructor refuses.
         """
         if not data.is_floating_point():
             raise TypeError(f"data must be floating point, got {data.dtype}: convert images with .float() / 255")

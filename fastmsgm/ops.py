@@ -1,8 +1,8 @@
 """The seam: every operation as a torch.library op, and the only place that chooses a backend.
 
 ``FASTMSGM_BACKEND=reference|cpu|triton`` names a backend, which then works or raises; without it a CUDA tensor goes to
-the Triton kernels, a CPU tensor to the numba kernels, anything else (and anything that fails to import) to
-``reference``.
+the Triton kernels, a CPU tensor to the numba kernels, anything else (or where they
+fail to import) to ``reference``.
 """
 
 from __future__ import annotations
@@ -54,8 +54,7 @@ def _kernels(tensor: Tensor) -> ModuleType:
 
 @torch.library.custom_op("fastmsgm::fill_normal_", mutates_args=("out",))
 def fill_normal_(out: Tensor, stream: Tensor, kind: int, step: int) -> None:
-    """Fill ``out`` (n, ...) float32 with the normals of ``kind`` at ``step``; rows are samples from ``stream[1]``
-    on."""
+    """Fill ``out`` (n, ...) float32 with the normals of ``kind`` at ``step``; row 0 is sample ``stream[1]``."""
     _check_state("out", out)
     _kernels(out).fill_normal(_rows(out), stream, kind, step)
 

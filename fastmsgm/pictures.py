@@ -35,8 +35,7 @@ def film_strip(
         frames: one (rows, channels, height, width) tensor of positive states per noise level.
         levels: the noise level of every frame.
         log_range: the data's smallest and largest log x; each column shows log x over this range widened by its level,
-        so
-            that the noise is seen as it is, not as saturated black and white.
+            so that the noise is seen as it is, not as saturated black and white.
     """
     pyplot = _pyplot()
     rows = len(frames[0])

@@ -8,8 +8,7 @@ key (the seed) into four 32-bit words; pairs of words become pairs of normals by
 so sample i of seed s sees the same noise on every device, in every batch, on every rank. This file is THE definition
 of the stream ``philox-v1``; the Triton and numba kernels repeat it and are tested against it word for word.
 
-A ``stream`` is an int64 tensor ``[seed, first sample index]`` on the device of the work: the seed's 64 bits, read as
-signed.
+A ``stream`` is an int64 tensor ``[seed, first sample index]`` on the device of the work, the seed's bits as signed.
 """
 
 from __future__ import annotations

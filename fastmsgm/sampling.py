@@ -1,5 +1,4 @@
-"""sample and sample_iter: the one loop. Per chunk the prior, per row of the plan one network call and one step in
-place.
+"""sample and sample_iter: the one loop. Per chunk the prior, then per row of the plan a network call and a step.
 
 Sample i of a seed is one sample of an endless stream: chunk c always computes samples [c b, (c + 1) b), whatever n and
 start ask for, because a network's arithmetic can depend on its batch. So any part of the stream can be drawn again,
@@ -79,15 +78,13 @@ def sample(
         model: a ScoreModel, the name of a shipped model or the folder of a checkpoint.
         n: how many samples.
         steps: updates on the time grid; None is the solver's default (18, or the paper's 1000). Network calls per
-        sample
-            are ``steps`` for multistep solvers, 2 steps - 1 for Heun, L steps (and the Tweedie passes) for the paper's.
+            sample are ``steps`` for multistep solvers, 2 steps - 1 for Heun, L steps (and the Tweedie passes) for the
+            paper's.
         solver: a name ("dpm++2m", "sde-dpm++2m", "er-sde-2", "heun", "euler", "dale-langevin", "sign-agnostic") or a
-        Solver;
-            None is "dpm++2m" for a denoiser, "dale-langevin" for a score network.
+            Solver; None is "dpm++2m" for a denoiser, "dale-langevin" for a score network.
         seed: 0 .. 2^64 - 1.    start: index of the first sample.
         batch_size: samples per network call; None is the power of two nearest 2^16 / d, between 64 and 8192, and 16
-        times
-            that on CUDA. Part of what makes samples bit-equal.
+            times that on CUDA. Part of what makes samples bit-equal.
         device: where to run; None is where the model is. A model given elsewhere is moved.
         out: a float32 tensor or array (n, ...) to fill, or the path of a ``.npy`` file to write chunk by chunk (with a
             ``.json`` beside it that says how it was made); None allocates a tensor on the device.
@@ -106,16 +103,9 @@ def sample(
     plan = plan_for(model, solver, steps)
     size = _batch_size(model, batch_size)
     chunks = sample_iter(
-        model,
-        n,
-        steps=steps,
-        solver=solver,
-        seed=seed,
-        start=start,
-        batch_size=size,
-        progress=progress,
+        model, n, steps=steps, solver=solver, seed=seed, start=start, batch_size=size, progress=progress,
         callback=callback,
-    )
+    )  # fmt: skip
     result = _output(out, (n, *model.shape), model.device)
     began = time.monotonic()
     done = 0

@@ -172,8 +172,7 @@ class PaperSolver(Solver):
         anneal: the noise of the i-th level visited is multiplied by anneal^i.
         tweedie: denoising passes at the end: updates at k = 0 without noise.
         sigma: start at this noise level; None is the process's own. A denoiser knows no k = 0, so there its levels end
-        at
-            k = 1.
+            at k = 1.
     """
 
     delta: float | None = None

@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from fastmsgm import losses, rng
 from fastmsgm.gbm import check_multiplicative
-from fastmsgm.model import PRECISIONS, ScoreModel, write_atomically
+from fastmsgm.model import ScoreModel, write_atomically
 
 _log = logging.getLogger("fastmsgm")
 CHECKPOINT_SECONDS = 180.0
@@ -50,7 +50,7 @@ def fit(
         data: (N, ...) float32 in the data's own range.
         steps: optimizer steps in all.    batch_size: samples per step.    lr: peak learning rate.
         ema: decay of the weight average per step, in [0, 1).
-        precision: "fp32", "bf16" or "fp16" for the network; None keeps the model's.
+        precision: "fp32" or "bf16" for the network; None keeps the model's. (fp16 gradients would underflow.)
         out: folder for ``config.json``, ``model.safetensors`` (the average), ``training.safetensors`` and ``loss.csv``.
         seed: of data order, noise levels and noise.
         warmup: steps of linear warm-up.    clip: largest gradient norm.
@@ -58,12 +58,12 @@ def fit(
 
     Raises:
         TypeError, ValueError: an argument out of range, data of another shape or dtype than the model's, or a
-        checkpoint
-            in ``out`` that belongs to other arguments.
+            checkpoint in ``out`` that belongs to other arguments.
         FloatingPointError: the loss became NaN or infinite; the last checkpoint is kept.
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after the step under way is done and saved.
     """
-    _check("precision", precision, precision is None or precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
+    precision = precision or model.precision
+    _check("precision", precision, precision in ("fp32", "bf16"), "fp32 or bf16, since fp16 gradients underflow")
     for name, value, least in (("steps", steps, 1), ("batch_size", batch_size, 1), ("warmup", warmup, 0)):
         _check(name, value, isinstance(value, int) and value >= least, f"an int, at least {least}")
     _check("clip", clip, clip > 0, "positive")
@@ -76,7 +76,6 @@ def fit(
     states = model.to_state(data.to(model.device))
     check_multiplicative("data", states)
     noise = rng.stream(seed, device=model.device)
-    precision = precision or model.precision
     settings = {
         "steps": steps,
         "batch_size": batch_size,
