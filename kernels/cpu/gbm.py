@@ -30,6 +30,7 @@ from .scalar import (
     from_half,
     is_normal,
     log2_abs,
+    prefetch,
     to_bfloat,
     to_bits,
     to_half,
@@ -152,6 +153,11 @@ def _step_rows(
         count = min(BLOCK, last * quads - quad)
         start, stop = element(quad, d), element(quad + count, d)
         size = stop - start
+        # The state comes from memory while the noise, which needs none, is computed.
+        prefetch(x_all, start, stop)
+        prefetch(f_all, start, stop)
+        prefetch(f_bits, start, stop)
+        prefetch(history, start, stop)
         z = block_noise(quad, count, d, stream, rng.Kind.STEP.value, step, room)
         x = x_all[start:stop]
         if f_dtype == _FLOAT:

@@ -1,4 +1,5 @@
-"""Float32 arithmetic for the loops of the CPU kernels: fused multiply-add, bit casts, log2, exp2, the 16-bit floats.
+"""Float32 arithmetic for the loops of the CPU kernels: fused multiply-add, bit casts, log2, exp2, the 16-bit floats;
+and the hint that memory will be read.
 
 Every function is branch-free, so that a loop that calls it becomes SIMD code, and rounds as written (``fma`` is one
 rounding wherever it runs), so that an element's bits do not depend on its place in a vector.
@@ -26,6 +27,7 @@ _ONE = np.float32(1.0)
 _TINY_BITS = np.uint32(0x00800000)  # of the smallest normal number
 NORMALS = np.uint32(0x7F800000 - 0x00800000)  # so many bit patterns are positive normal numbers
 _MANTISSA = np.uint32(23)  # bits
+_LINE = 64  # bytes of a cache line
 _LOG2 = tuple(np.float32(c) for c in rng.LOG2)
 _SQRT_HALF_BITS = np.uint32(rng.SQRT_HALF_BITS)
 # 2^f for f in [-1/2, 1/2], minimax, lowest degree first: 2e-9 relative.
@@ -153,3 +155,24 @@ def exp2(t):
     bits = to_bits(polynomial(_EXP2, np.float32(t - whole)))
     power = from_bits(np.uint32(bits + np.uint32(np.uint32(np.int32(whole)) << _MANTISSA)))
     return power if _LOWEST <= t < _HIGHEST else NAN
+
+
+@_intrinsic
+def _prefetch_line(typingctx, array, index):
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        address = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(8).as_pointer())
+        i32 = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [address.type, i32, i32, i32])
+        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(prefetch, [address, i32(0), i32(2), i32(1)])  # to read, into the L2 cache, data
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp), codegen
+
+
+@njit(nogil=True, cache=True)
+def prefetch(array, start, stop):
+    """Ask for ``array[start:stop]`` ahead of its use; an empty array is let be."""
+    for i in range(start, min(stop, len(array)), _LINE // array.itemsize):
+        _prefetch_line(array, i)

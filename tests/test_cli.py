@@ -1,0 +1,90 @@
+"""The command line, in process: train, sample, demo, info, and what a user sees when something is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import fastmsgm
+from fastmsgm import cli, nets
+from fastmsgm.pictures import film_strip, grid
+
+FIXTURE = Path(__file__).parent / "data" / "fashion_fixture.safetensors"
+PNG = b"\x89PNG"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an untrained image model."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    images = load_file(FIXTURE)["images"].float() / 255
+    torch.manual_seed(0)
+    net = nets.UNet(1, 16, 16, 1)
+    fastmsgm.ScoreModel.for_data(net, fastmsgm.GBM(10.0), images, offset=1.0, bounds=(0.0, 1.0)).save(folder)
+    return folder
+
+
+def test_sample_writes_samples_manifest_and_grid(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, picture = tmp_path / "x.npy", tmp_path / "grid.png"
+    arguments = ["sample", "--model", str(checkpoint), "--n", "70", "--steps", "3", "--out", str(out), "--seed", "4"]
+    assert cli.main([*arguments, "--grid", str(picture), "--no-progress", "--device", "cpu"]) == 0
+    samples = np.load(out)
+    again = fastmsgm.sample(checkpoint, 70, steps=3, seed=4, progress=False)
+    assert samples.shape == (70, 1, 28, 28)
+    np.testing.assert_array_equal(samples, again.numpy())
+    assert json.loads(Path(f"{out}.json").read_text())["calls"] == 3
+    assert picture.read_bytes().startswith(PNG)
+    assert "70 samples, 3 network calls each" in capsys.readouterr().out
+
+
+def test_train_then_sample(tmp_path: Path) -> None:
+    data, run = tmp_path / "data.npy", tmp_path / "run"
+    np.save(data, np.exp(np.random.default_rng(0).normal(size=(64, 3))).astype(np.float32))
+    arguments = ["train", "--data", str(data), "--out", str(run), "--steps", "3", "--batch-size", "8", "--width", "16"]
+    assert cli.main([*arguments, "--sigma", "5", "--precision", "fp32", "--device", "cpu"]) == 0
+    model = fastmsgm.load(run)
+    assert model.offset == 0.0
+    assert model.bounds is None
+    assert (fastmsgm.sample(model, 4, progress=False) > 0).all()
+
+
+def test_demo_draws_both_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["demo", "--out", str(tmp_path), "--n", "4", "--device", "cpu"]) == 0
+    for name in ("fashion.png", "denoising.png"):
+        assert (tmp_path / name).read_bytes().startswith(PNG)
+    assert "18 network calls each" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "no-such-model", "--out", "x.npy"], "model must be one of"),
+        (["--out", "x.png"], "out must be a path that ends in .npy"),
+        (["--n", "0", "--out", "x.npy"], "n must be at least 1"),
+        (["--steps", "0", "--out", "x.npy"], "steps must be at least 1"),
+        (["--solver", "magic", "--out", "x.npy"], "solver must be one of"),
+        (["--seed", "-1", "--out", "x.npy"], "seed must be in"),
+    ],
+)
+def test_errors_are_one_line_and_exit_status_1(
+    arguments: list[str], message: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = [] if "--model" in arguments else ["--model", str(checkpoint)]
+    assert cli.main(["sample", *model, *arguments, "--no-progress", "--device", "cpu"]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_grid_and_film_strip_take_colour(tmp_path: Path) -> None:
+    grid(torch.rand(5, 3, 8, 8), tmp_path / "grid.png")
+    film_strip([torch.rand(2, 3, 8, 8) + 1] * 3, [1.0, 0.1, 0.0], tmp_path / "film.png", (0.0, 0.7))
+    assert (tmp_path / "grid.png").read_bytes().startswith(PNG)
+    assert (tmp_path / "film.png").read_bytes().startswith(PNG)
