@@ -7,7 +7,6 @@ import importlib.util
 import logging
 import platform
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +14,13 @@ import torch
 from torch import Tensor
 
 import fastmsgm
-from fastmsgm import data, nets, ops, pictures, sampling
+from fastmsgm import data, nets, ops, pictures
 from fastmsgm.solvers import ALIASES, SOLVERS
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the exit status is 0, or 1 after an error that it has explained."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     args = _parser().parse_args(arguments)
     try:
         args.run(args)
@@ -29,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"fastmsgm {args.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
-        print(f"fastmsgm {args.command}: {stop or 'interrupted'}", file=sys.stderr)
+        print(f"fastmsgm {args.command}: {str(stop) or 'interrupted'}", file=sys.stderr)
         return 130
     return 0
 
@@ -84,6 +83,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train(args: argparse.Namespace) -> None:
     x = data.load(args.data)
+    if x.ndim not in (2, 4):
+        raise ValueError(f"--data must be vectors (n, d) or images (n, channels, height, width), got {tuple(x.shape)}")
     image = x.ndim == 4
     unit = bool((x.min() >= 0) & (x.max() <= 1))
     offset = args.offset if args.offset is not None else (1.0 if image and unit else 0.0)
@@ -103,46 +104,42 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _sample(args: argparse.Namespace) -> None:
-    samples = _draw(args, args.n, out=args.out)
+    model = fastmsgm.load(args.model, args.device)
+    if args.grid:
+        pictures.check(model.shape)
+    samples = fastmsgm.sample(
+        model, args.n, steps=args.steps, solver=args.solver, seed=args.seed, start=args.start,
+        batch_size=args.batch_size, out=args.out, progress=not args.no_progress,
+    )  # fmt: skip
     if args.grid:
         pictures.grid(samples[:100], args.grid, columns=10)
         print(args.grid)
     print(args.out)
 
 
-def _draw(args: argparse.Namespace, n: int, out: str | None) -> Tensor:
-    """Sample and print what it took."""
-    model = fastmsgm.load(args.model, args.device)
-    calls = sampling.plan_for(model, args.solver, args.steps).calls
-    began = time.monotonic()
-    samples = fastmsgm.sample(
-        model, n, steps=args.steps, solver=args.solver, seed=args.seed, start=args.start, batch_size=args.batch_size,
-        out=out, progress=not args.no_progress,
-    )  # fmt: skip
-    seconds = time.monotonic() - began
-    backend = ops.backend(torch.device(args.device).type)
-    print(f"{n} samples, {calls} network calls each, {n / seconds:.1f} samples/s; backend {backend} on {args.device}")
-    return samples
-
-
 def _demo(args: argparse.Namespace) -> None:
-    folder = Path(args.out)
-    args = argparse.Namespace(
-        **vars(args), model="fashion-gbm", steps=None, solver=None, seed=0, start=0, batch_size=None, no_progress=False
-    )
-    pictures.grid(_draw(args, args.n, out=None), folder / "fashion.png")
-    _film(fastmsgm.load(args.model, args.device), folder / "denoising.png")
-    print(f"{folder / 'fashion.png'}\n{folder / 'denoising.png'}")
+    model = fastmsgm.load("fashion-gbm", args.device)
+    pictures.check(model.shape)
+    images, film = Path(args.out) / "fashion.png", Path(args.out) / "denoising.png"
+    pictures.grid(fastmsgm.sample(model, args.n), images)
+    _film(model, film)
+    print(f"{images}\n{film}")
 
 
 def _film(model: fastmsgm.ScoreModel, path: Path, rows: int = 4) -> None:
     """One trajectory of a few samples, from log-normal noise to images."""
     frames: list[Tensor] = []
-    plan = sampling.plan_for(model, None, None)
-    fastmsgm.sample(model, rows, progress=False, callback=lambda step: frames.append(step.x[:rows]))
-    levels = [*plan.levels[1:].tolist(), 0.0]
-    shown = np.unique(np.linspace(0, len(frames) - 1, 9).round().astype(int))
-    log_range = (np.log(model.offset + 1e-6), np.log(model.offset + 1))
+    levels: list[float] = []
+
+    def keep(step: fastmsgm.Step) -> None:
+        frames.append(step.x[:rows])
+        levels.append(step.level)
+
+    for _ in fastmsgm.sample_iter(model, rows, progress=False, callback=keep):
+        pass
+    shown = np.unique(np.linspace(0, len(frames) - 1, 10).round().astype(int))
+    data = torch.log(frames[-1])
+    log_range = (float(data.min()), float(data.max()))
     pictures.film_strip([frames[i] for i in shown], [levels[i] for i in shown], path, log_range)
 
 

@@ -33,7 +33,8 @@ class GBM:
         T: final time, > 0.
 
     Raises:
-        ValueError: sigma or T is not a positive number, or noise at level sigma sqrt(T) overflows float32.
+        ValueError: sigma or T is not a positive number, or the noise at level sigma sqrt(T) or the drift overflows
+            float32.
     """
 
     sigma: float
@@ -42,11 +43,16 @@ class GBM:
 
     def __post_init__(self) -> None:
         for name, value in (("sigma", self.sigma), ("T", self.T)):
-            if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+            if isinstance(value, bool) or not (isinstance(value, (int, float)) and 0 < value < math.inf):
                 raise ValueError(f"{name} must be a positive number, got {value!r}")
         if self.mu is not None and not (isinstance(self.mu, (int, float)) and math.isfinite(self.mu)):
             raise ValueError(f"mu must be a finite number or None (sigma^2 / 2), got {self.mu!r}")
         self.check_range(variance=0.0)
+        room = LARGEST_LOG - LARGEST_NORMAL * self.sigma_max
+        if abs(self.drift) * self.T >= room:
+            raise ValueError(
+                f"mu must keep |mu - sigma^2 / 2| T below {room:.3g}, or states overflow float32, got mu={self.mu!r}"
+            )
 
     @property
     def sigma_max(self) -> float:
@@ -70,8 +76,9 @@ class GBM:
     def check_range(self, variance: float) -> None:
         """Raise ValueError where noise on data of this largest log-variance would leave float32."""
         largest = (LARGEST_LOG / LARGEST_NORMAL) ** 2 - variance
-        if self.sigma_max**2 >= largest:
-            allowed = math.floor(1000 * math.sqrt(max(largest, 0.0))) / 1000  # rounded down: what is named passes
+        root = math.sqrt(max(largest, 0.0))
+        if self.sigma_max >= root:
+            allowed = math.floor(1000 * root) / 1000  # rounded down: what is named passes
             remedy = "lower sigma" if allowed else "compress the data, whose spread alone is too wide"
             raise ValueError(
                 f"sigma sqrt(T) must be below {allowed:g} for data of log-variance {variance:.3g}, or states "
@@ -93,6 +100,8 @@ class GBM:
             TypeError, ValueError: x0 is not float32, holds zeros or non-finite values, or t has another shape or range.
         """
         check_multiplicative("x0", x0)
+        if not isinstance(t, Tensor):
+            raise TypeError(f"t must be a tensor of shape ({x0.shape[0]},), got {type(t).__name__}")
         wrong = ~((t >= 0) & (t <= self.T))
         if t.shape != x0.shape[:1] or bool(wrong.any()):
             got = tuple(t.shape) if t.shape != x0.shape[:1] else float(t[wrong][0])
@@ -107,10 +116,12 @@ class GBM:
 
 def check_multiplicative(name: str, x: Tensor) -> None:
     """Raise where x cannot be noised by multiplication: integers, NaN or infinity, zeros."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}: convert arrays with torch.from_numpy")
     if not x.is_floating_point():
         raise TypeError(f"{name} must be floating point, got {x.dtype}: convert images with .float() / 255")
-    if x.ndim < 2 or x.shape[0] < 1:
-        raise ValueError(f"{name} must have shape (n, ...) with n >= 1, got {tuple(x.shape)}")
+    if x.ndim < 2 or x.numel() == 0:
+        raise ValueError(f"{name} must have shape (n, ...) with n >= 1 and features, got {tuple(x.shape)}")
     if not bool(torch.isfinite(x).all()):
         raise ValueError(f"{name} must be finite, got NaN or infinity in {int((~torch.isfinite(x)).sum())} entries")
     if bool((x == 0).any()):

@@ -24,7 +24,7 @@ def loss(model: ScoreModel, x0: Tensor, stream: Tensor, step: int) -> Tensor:
 
     Args:
         x0: (n, ...) float32 states (``model.to_state(data)``).
-        stream: the noise stream; row i is sample ``stream[1] + i``, its position in the global batch.
+        stream: the noise stream, on the CPU; row i is sample ``stream[1] + i``, its position in the global batch.
         step: the optimizer step, part of the noise's address.
     """
     return (denoising if model.prediction == "denoiser" else m_dsm)(model, x0, stream, step)
@@ -33,13 +33,13 @@ def loss(model: ScoreModel, x0: Tensor, stream: Tensor, step: int) -> Tensor:
 def denoising(model: ScoreModel, x0: Tensor, stream: Tensor, step: int) -> Tensor:
     """Preconditioned log-space denoising at log s ~ N(log sd - 0.507, 1.2^2), cut off at sigma_max (EDM, table 1)."""
     sd = model.log_std
-    normal = rng.normals(x0.shape[0], 1, stream, rng.Kind.TRAINING_TIME, step, torch.float64)[:, 0].cpu().numpy()
+    normal = rng.normals(x0.shape[0], 1, stream, rng.Kind.TRAINING_TIME, step, torch.float64)[:, 0].numpy()
     s = np.minimum(np.exp(math.log(sd) - 0.507 + 1.2 * normal), model.process.sigma_max)
     c_in = model.preconditioning(s)[:, 3]
     net_in = torch.empty_like(x0, dtype=model.input_dtype)
     z = torch.empty_like(x0)
     coefficients = _table(x0, np.zeros_like(s), s, c_in)
-    ops.gbm_perturb_(x0, coefficients, stream, rng.Kind.TRAINING_NOISE, step, net_in=net_in, z=z)
+    ops.gbm_perturb_(x0, coefficients, stream.to(x0.device), rng.Kind.TRAINING_NOISE, step, net_in=net_in, z=z)
     f = model(net_in, _table(x0, model.condition(s))[:, 0])
     y0_part, z_part = _table(x0, s / sd * c_in, sd * c_in).reshape(x0.shape[0], 2, *[1] * (x0.ndim - 1)).unbind(1)
     return (f.float() - (y0_part * torch.log(x0.abs()) - z_part * z)).square().mean()
@@ -47,12 +47,12 @@ def denoising(model: ScoreModel, x0: Tensor, stream: Tensor, step: int) -> Tenso
 
 def m_dsm(model: ScoreModel, x0: Tensor, stream: Tensor, step: int) -> Tensor:
     """Multiplicative denoising score matching at the paper's levels, k uniform in 1 .. N - 1, t = k T / N."""
-    uniform = rng.uniforms(x0.shape[0], 1, stream, rng.Kind.TRAINING_TIME, step)[:, 0].cpu().numpy()
+    uniform = rng.uniforms(x0.shape[0], 1, stream, rng.Kind.TRAINING_TIME, step)[:, 0].numpy()
     t = (1 + np.floor(uniform * (LEVELS - 1))) * model.process.T / LEVELS
     s = model.process.sigma * np.sqrt(t)
     x_t, z = torch.empty_like(x0), torch.empty_like(x0)
     coefficients = _table(x0, model.process.drift * t, s, np.ones_like(s))
-    ops.gbm_perturb_(x0, coefficients, stream, rng.Kind.TRAINING_NOISE, step, x_t=x_t, z=z)
+    ops.gbm_perturb_(x0, coefficients, stream.to(x0.device), rng.Kind.TRAINING_NOISE, step, x_t=x_t, z=z)
     f = model(x_t, _table(x0, model.condition(s))[:, 0]).float()
     q = x_t * f if model.prediction == "score" else f
     square, level = _table(x0, s**2, s).reshape(x0.shape[0], 2, *[1] * (x0.ndim - 1)).unbind(1)
@@ -61,4 +61,4 @@ def m_dsm(model: ScoreModel, x0: Tensor, stream: Tensor, step: int) -> Tensor:
 
 def _table(like: Tensor, *columns: np.ndarray) -> Tensor:
     """Per-sample numbers, computed in float64 on the host, as a float32 (n, columns) tensor where ``like`` is."""
-    return torch.from_numpy(np.stack(columns, axis=1)).to(device=like.device, dtype=torch.float32)
+    return torch.from_numpy(np.stack(columns, axis=1)).float().to(like.device)

@@ -21,11 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fastmsgm import nets
-from fastmsgm.gbm import GBM
+from fastmsgm.gbm import GBM, check_multiplicative
 from fastmsgm.priors import LogNormalPrior, feature_signs
 
 PREDICTIONS = ("denoiser", "hyvarinen", "score")
@@ -50,7 +51,8 @@ class ScoreModel(nn.Module):
         "fp16": what the network computes in. The state is always float32.
 
     Raises:
-        ValueError: an unknown prediction or precision, a drift with a denoiser, or a sigma that overflows float32.
+        ValueError: an unknown prediction or precision, a sigma that overflows float32, or, with a denoiser, a drift, a
+            sigma below the smallest noise level, or a log_std that is not positive (data that do not vary).
     """
 
     scale: Tensor
@@ -67,6 +69,12 @@ class ScoreModel(nn.Module):
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         if prediction == "denoiser" and process.drift:
             raise ValueError(f"a denoiser needs mu = sigma^2 / 2, got {process}: leave mu out, or predict a score")
+        if prediction == "denoiser" and not 0 < log_std < math.inf:
+            raise ValueError(f"log_std must be positive, got {log_std}: a denoiser needs data that vary")
+        if prediction == "denoiser" and process.sigma_max <= S_MIN:
+            raise ValueError(
+                f"sigma sqrt(T) must be above {S_MIN} for a denoiser, got {process.sigma_max:g}: raise sigma"
+            )
         process.check_range(max(prior.variance, log_std**2))
         self.net, self.process, self.prediction = net, process, prediction
         self.log_std, self.variance = log_std, prior.variance
@@ -81,26 +89,25 @@ class ScoreModel(nn.Module):
     ) -> ScoreModel:  # fmt: skip
         """A model whose prior and scale are fitted to ``data`` (n, ...), given in the data's own range.
 
-        A denoiser gets the log-mean of every feature; the other two the paper's prior, one log-mean per channel, or
-        with ``labels`` (n,) the paper's class-average start.
+        A denoiser gets the log-mean of every feature; the other two the paper's prior, one log-mean per channel. With
+        ``labels`` (n,) the prior of either is the paper's class-average start, every class equally often.
 
         Raises:
             TypeError, ValueError: data that multiplication cannot reach (integers, zeros after the offset, NaN,
                 features of both signs), or what the constructor refuses.
         """
-        if not data.is_floating_point():
+        if isinstance(data, Tensor) and not data.is_floating_point():
             raise TypeError(f"data must be floating point, got {data.dtype}: convert images with .float() / 255")
         x0 = data + offset
-        scale = feature_signs(x0)
-        if labels is not None:
-            prior = LogNormalPrior.class_average(x0, labels)
-        elif prediction == "denoiser":
+        check_multiplicative("data", x0)
+        if prediction == "denoiser":
             prior = LogNormalPrior.per_feature(x0)
             scale = prior.centres
         else:
             prior = LogNormalPrior.per_channel(x0)
-        if prediction != "denoiser":
-            scale = torch.ones_like(scale)
+            scale = torch.ones_like(feature_signs(x0))
+        if labels is not None:
+            prior = LogNormalPrior.class_average(x0, labels)
         log_std = float(torch.log((x0 / scale).abs()).double().std())
         return cls(
             net, process, prior, prediction=prediction, scale=scale, log_std=log_std, offset=offset, bounds=bounds,
@@ -152,11 +159,14 @@ class ScoreModel(nn.Module):
         """The network's raw output, in its precision. x: (n, ...), c: (n,).
 
         Raises:
-            ValueError: the network's output has another shape than its input.
+            TypeError: the network returns something else than a tensor.
+            ValueError: its output has another shape than its input.
         """
         dtype = PRECISIONS[self.precision]
         with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
             f = self.net(x, c)
+        if not isinstance(f, Tensor):
+            raise TypeError(f"net must return a tensor, got {type(f).__name__}: wrap it, so that it returns its output")
         if f.shape != x.shape:
             raise ValueError(
                 f"net must return its input's shape {tuple(x.shape)}, got {tuple(f.shape)}: give it that many outputs"
@@ -165,7 +175,7 @@ class ScoreModel(nn.Module):
 
     def to_state(self, data: Tensor) -> Tensor:
         """Data in their own range (n, ...) -> the process's state: (data + offset) / scale."""
-        return (data + self.offset) / self.scale
+        return ((data + self.offset) / self.scale).contiguous()
 
     def to_data(self, state: Tensor) -> Tensor:
         """The inverse of ``to_state``, clamped to ``bounds``."""
@@ -174,21 +184,24 @@ class ScoreModel(nn.Module):
 
     def save(self, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> None:
         """Write ``config.json`` and ``model.safetensors`` (the network in ``dtype``) into ``folder``."""
+        net = getattr(self.net, "_orig_mod", self.net)  # what torch.compile wraps
         config = {
-            "net": {"name": type(self.net).__name__, **_net_config(self.net)},
+            "net": {**_net_config(net), "name": _net_name(net)},
             "process": {"name": "GBM", "sigma": self.process.sigma, "mu": self.process.mu, "T": self.process.T},
             "prior": {"variance": self.variance},
             "prediction": self.prediction, "log_std": self.log_std, "offset": self.offset, "bounds": self.bounds,
             "precision": self.precision, "shape": self.shape,
         }  # fmt: skip
+        text = json.dumps(config, indent=2) + "\n"
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         weights = {
             k: v.to("cpu", dtype if k.startswith("net.") and v.is_floating_point() else v.dtype, copy=True).contiguous()
             for k, v in self.state_dict().items()
         }
+        weights = {k.replace("net._orig_mod.", "net.", 1): v for k, v in weights.items()}
         write_atomically(path / "model.safetensors", lambda p: save_file(weights, p))
-        write_atomically(path / "config.json", lambda p: p.write_text(json.dumps(config, indent=2) + "\n"))
+        write_atomically(path / "config.json", lambda p: p.write_text(text))
 
 
 def load(
@@ -200,7 +213,7 @@ def load(
         net: the network, where it is not one of ``fastmsgm.nets``; its weights are loaded into it.
 
     Raises:
-        ValueError: neither a shipped model nor a folder with a checkpoint.
+        ValueError: neither a shipped model nor a folder with a checkpoint, or a damaged one.
     """
     shipped = Path(str(resources.files("fastmsgm.models")))
     path = Path(name_or_path)
@@ -212,13 +225,22 @@ def load(
             f"model must be one of {', '.join(names) or '(none shipped)'} or a folder with config.json, "
             f"got {str(name_or_path)!r}"
         )
-    config: dict[str, Any] = json.loads((path / "config.json").read_text())
-    weights = load_file(path / "model.safetensors")
+    try:
+        config: dict[str, Any] = json.loads((path / "config.json").read_text())
+        weights = load_file(path / "model.safetensors")
+        return _build(config, weights, net).to(device).eval()
+    except (json.JSONDecodeError, SafetensorError, KeyError) as error:
+        raise ValueError(f"model: the checkpoint in {path} is damaged ({error!r}): save it again") from error
+
+
+def _build(config: dict[str, Any], weights: dict[str, Tensor], net: nn.Module | None) -> ScoreModel:
     if net is None:
         kind = config["net"].pop("name")
         if kind not in _NETS:
             raise ValueError(f"net {kind!r} is not one of {', '.join(_NETS)}: build it yourself and give it as net=...")
         net = _NETS[kind](**config["net"])
+    if config["process"]["name"] != "GBM":
+        raise ValueError(f"process {config['process']['name']!r} is not GBM: this version does not know it")
     process = GBM(**{k: v for k, v in config["process"].items() if k != "name"})
     prior = LogNormalPrior(weights["centres"], config["prior"]["variance"])
     model = ScoreModel(
@@ -226,7 +248,7 @@ def load(
         offset=config["offset"], bounds=config["bounds"] and tuple(config["bounds"]), precision=config["precision"],
     )  # fmt: skip
     model.load_state_dict(weights)
-    return model.to(device).eval()
+    return model
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -234,6 +256,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     write(temporary)
     os.replace(temporary, path)
+
+
+def _net_name(net: nn.Module) -> str:
+    kind = type(net)
+    return kind.__name__ if _NETS.get(kind.__name__) is kind else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _net_config(net: nn.Module) -> dict[str, Any]:

@@ -41,6 +41,8 @@ class MLP(nn.Module):
         self.out = nn.Linear(width, dim)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        if x.ndim != 2:  # more axes would broadcast against the conditions of other samples
+            raise ValueError(f"MLP needs vectors (n, dim), got {tuple(x.shape)}: flatten the data, or use a UNet")
         embedded = self.embedding(c)
         for layer, condition in zip(self.layers, self.conditions, strict=True):
             x = F.silu(layer(x) + condition(embedded))
@@ -72,7 +74,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, head_width: int = 32) -> None:
         super().__init__()
-        self.heads = max(channels // head_width, 1)
+        self.heads = math.gcd(channels, max(channels // head_width, 1))
         self.norm = nn.GroupNorm(8, channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.project = nn.Conv2d(channels, channels, 1)
@@ -94,12 +96,14 @@ class UNet(nn.Module):
 
     Args:
         channels: of the image.
-        width, deep: channels of the fine and of the coarse level, multiples of 16.
+        width, deep: channels of the fine and of the coarse level, multiples of 8.
         blocks: residual blocks at the fine level on the way down; one more at the coarse level and on the way up.
     """
 
     def __init__(self, channels: int = 1, width: int = 48, deep: int = 128, blocks: int = 2) -> None:
         super().__init__()
+        if width % 8 or deep % 8:
+            raise ValueError(f"width and deep must be multiples of 8, got {width} and {deep}")
         self.config = {"channels": channels, "width": width, "deep": deep, "blocks": blocks}
         condition = 2 * deep
         self.embedding = FourierEmbedding(condition)

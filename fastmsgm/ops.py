@@ -36,10 +36,10 @@ def backend(device_type: str) -> str:
 
 
 @functools.cache
-def _import_error(name: str) -> ImportError | None:
+def _import_error(name: str) -> Exception | None:
     try:
         importlib.import_module(_MODULES[name])
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # RuntimeError: numba finds no folder that it may cache in
         _log.warning("the %s kernels cannot be used (%s): the plain reference runs instead, slower", name, error)
         return error
     return None
@@ -56,6 +56,7 @@ def _kernels(tensor: Tensor) -> ModuleType:
 def fill_normal_(out: Tensor, stream: Tensor, kind: int, step: int) -> None:
     """Fill ``out`` (n, ...) float32 with the normals of ``kind`` at ``step``; row 0 is sample ``stream[1]``."""
     _check_state("out", out)
+    _check_stream(stream, out)
     _kernels(out).fill_normal(_rows(out), stream, kind, step)
 
 
@@ -76,6 +77,7 @@ def gbm_perturb_(
     if coefficients.shape != (x0.shape[0], 3):
         raise ValueError(f"coefficients must have shape ({x0.shape[0]}, 3), got {tuple(coefficients.shape)}")
     _check_dtype("coefficients", coefficients)
+    _check_stream(stream, x0)
     for name, tensor in (("x_t", x_t), ("z", z)):
         _check_like(name, tensor, "x0", x0)
     _check_like("net_in", net_in, "x0", x0, OUTPUT_DTYPES)
@@ -90,7 +92,7 @@ def gbm_step_(
     stein: bool = False, linear: bool = False, log_state: bool = True,
 ) -> None:  # fmt: skip
     """One reverse step of geometric Brownian motion, in place; the arguments are those of ``reference.gbm_step``."""
-    _check_step(x, f, table, step, bad, history, net_in, log_state)
+    _check_step(x, f, table, stream, step, bad, history, net_in, log_state)
     rows = _rows(x)
     _step(rows, f, table, stream, step, bad, rows, history, net_in, stein, linear, log_state)
 
@@ -102,7 +104,7 @@ def gbm_step(
     stein: bool = False, linear: bool = False, log_state: bool = True,
 ) -> Tensor:  # fmt: skip
     """``gbm_step_`` out of place: x stays as it is and the new state is returned."""
-    _check_step(x, f, table, step, bad, history, net_in, log_state)
+    _check_step(x, f, table, stream, step, bad, history, net_in, log_state)
     out = torch.empty_like(x)
     _step(_rows(x), f, table, stream, step, bad, _rows(out), history, net_in, stein, linear, log_state)
     return out
@@ -160,13 +162,24 @@ def _check_like(
         raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()}: call .contiguous()")
 
 
+def _check_stream(stream: Tensor, x: Tensor) -> None:
+    if stream.shape != (2,) or stream.dtype != torch.int64 or stream.device != x.device:
+        raise ValueError(
+            f"stream must be int64 of shape (2,) on {x.device}, got {stream.dtype} {tuple(stream.shape)} on "
+            f"{stream.device}: make it with rng.stream"
+        )
+
+
 def _check_step(
-    x: Tensor, f: Tensor, table: Tensor, step: int, bad: Tensor, history: Tensor | None, net_in: Tensor | None,
-    log_state: bool,
+    x: Tensor, f: Tensor, table: Tensor, stream: Tensor, step: int, bad: Tensor, history: Tensor | None,
+    net_in: Tensor | None, log_state: bool,
 ) -> None:  # fmt: skip
     _check_state("x", x)
+    _check_stream(stream, x)
     if f.shape != x.shape:
         raise ValueError(f"f, the network's output, must have the state's shape {tuple(x.shape)}, got {tuple(f.shape)}")
+    if f.device != x.device:
+        raise ValueError(f"f, the network's output, must be on the state's device {x.device}, got {f.device}")
     if f.dtype not in OUTPUT_DTYPES:
         raise TypeError(f"f, the network's output, must be float32, bfloat16 or float16, got {f.dtype}")
     if table.shape[1:] != (len(reference.COLUMNS),) or table.dtype != torch.float32 or not table.is_contiguous():
@@ -178,6 +191,8 @@ def _check_step(
         raise ValueError(f"step must be a row of the table, 0 .. {table.shape[0] - 1}, got {step}")
     if bad.shape != x.shape[:1] or bad.dtype != torch.int32:
         raise ValueError(f"bad must be int32 of shape ({x.shape[0]},), got {bad.dtype} {tuple(bad.shape)}")
+    if not bad.is_contiguous():
+        raise ValueError(f"bad must be contiguous, got strides {bad.stride()}: call .contiguous()")
     _check_like("history", history, "x", x)
     _check_like("net_in", net_in, "x", x, OUTPUT_DTYPES)
     if not log_state and not (history is None and net_in is None):

@@ -11,6 +11,13 @@ import torch
 from torch import Tensor
 
 
+def check(shape: tuple[int, ...]) -> None:
+    """Raise where samples of this shape cannot be drawn: no images, or matplotlib is missing."""
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise ValueError(f"pictures need samples of shape (1 or 3, height, width), the model's are {shape}")
+    _pyplot()
+
+
 def grid(images: Tensor, path: str | os.PathLike[str], columns: int | None = None, scale: int = 2) -> None:
     """Write images (n, 1 or 3, height, width) in [0, 1] as one picture, ``columns`` wide (None: about square)."""
     n, channels, height, width = images.shape

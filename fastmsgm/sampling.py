@@ -30,14 +30,14 @@ _log = logging.getLogger("fastmsgm")
 
 @dataclass(frozen=True)
 class Step:
-    """What a callback sees after every step of every chunk.
+    """What a callback sees of every chunk: the draw from the prior, and the state after every step.
 
     Args:
-        index: row of the plan, 0 .. calls - 1.    calls: network calls per sample.
-        level: the noise level s at which the network was called.
+        index: steps done, 0 (the prior) .. calls.    calls: network calls per sample.
+        level: the noise level of the state.
         first: index of the chunk's first sample.
-        x: (b, ...) the chunk's state after the step, in the units of the process (data + offset): a copy.
-        denoised: (b, ...) exp(D), what the network took the state for, where the solver keeps it.
+        x: (b, ...) the chunk's state in the units of the process (data + offset): a copy.
+        denoised: (b, ...) exp(D), what the network took the state before for, where the solver keeps it.
     """
 
     index: int
@@ -89,10 +89,10 @@ def sample(
         out: a float32 tensor or array (n, ...) to fill, or the path of a ``.npy`` file to write chunk by chunk (with a
             ``.json`` beside it that says how it was made); None allocates a tensor on the device.
         progress: show a progress bar.
-        callback: called with a ``Step`` after every step; it cannot change the result.
+        callback: called with a ``Step`` for the prior's draw and after every step; it cannot change the result.
 
     Returns:
-        (n, ...) float32 in the data's own range: ``out`` itself, or a view of the file.
+        (n, ...) float32 in the data's own range: ``out``, or a tensor on its memory where it is an array or a file.
 
     Raises:
         TypeError, ValueError: an argument out of range; the message names it.
@@ -116,12 +116,13 @@ def sample(
     except NonFiniteError as error:
         error.samples = result[:done]
         raise
-    _log.info("%d samples, %d network calls each, %.1f samples/s", n, plan.calls, n / (time.monotonic() - began))
+    backend, rate = ops.backend(model.device.type), n / (time.monotonic() - began)
+    _log.info("%d samples, %d calls each, %.1f samples/s; backend %s on %s", n, plan.calls, rate, backend, model.device)
     if isinstance(out, (str, os.PathLike)):
         manifest = {
             "n": n, "start": start, "seed": seed, "stream": rng.STREAM_VERSION, "solver": repr(resolve(solver, model)),
             "calls": plan.calls, "batch_size": size, "threads": torch.get_num_threads(), "torch": torch.__version__,
-            "backend": ops.backend(model.device.type),
+            "precision": model.precision, "backend": backend,
         }  # fmt: skip
         Path(f"{os.fspath(out)}.json").write_text(json.dumps(manifest, indent=2) + "\n")
     return result
@@ -138,7 +139,9 @@ def sample_iter(
     _check_int("start", start, 0)
     plan = plan_for(model, solver, steps)
     size = _batch_size(model, batch_size)
-    rng.stream(seed, start + n - 1)  # raises before any work is done
+    rng.stream(seed, start)  # raises before any work is done
+    if start + n > rng.MAX_SAMPLES:
+        raise ValueError(f"start + n must be at most 2^56, got start={start} and n={n}: the stream ends there")
     return _chunks(model, plan, n, seed, start, size, progress, callback)
 
 
@@ -154,19 +157,21 @@ def _chunks(
     model: ScoreModel, plan: Plan, n: int, seed: int, start: int, size: int, progress: bool,
     callback: Callable[[Step], None] | None,
 ) -> Iterator[Tensor]:  # fmt: skip
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     bar = tqdm(total=n, disable=not progress, desc=f"sampling, {plan.calls} calls", unit="sample")
     try:
         work = _Workspace(model, plan, size)
         for first in range(start - start % size, start + n, size):
+            rows = slice(max(start - first, 0), min(start + n - first, size))
             with torch.no_grad():
-                data = work.run(seed, first, callback)[max(start - first, 0) : start + n - first]
+                data = work.run(seed, first, rows, callback)
             bar.update(len(data))
             yield data
     finally:
         bar.close()
-        model.train(training)
+        for module, training in modes:
+            module.training = training
 
 
 class _Workspace:
@@ -183,13 +188,13 @@ class _Workspace:
         c_in = model.preconditioning(plan.levels[:1])[0, 3]
         self.start = torch.tensor([shift, model.prior.std(first), c_in])
         self.start = self.start.to(device, torch.float32).expand(size, 3)
-        self.centres = model.prior.centres / model.scale
-        self.x = torch.empty(shape, device=device)
+        self.centres = (model.prior.centres / model.scale).contiguous()
+        self.x = torch.empty(shape, dtype=torch.float32, device=device)
         self.net_in = torch.empty_like(self.x, dtype=model.input_dtype) if model.prediction == "denoiser" else None
         self.history = torch.zeros_like(self.x) if plan.multistep else None
 
-    def run(self, seed: int, first: int, callback: Callable[[Step], None] | None) -> Tensor:
-        """Samples first .. first + size - 1, in the data's own range."""
+    def run(self, seed: int, first: int, rows: slice, callback: Callable[[Step], None] | None) -> Tensor:
+        """The given rows of samples first .. first + size - 1, in the data's own range; only they must be finite."""
         model, plan, x = self.model, self.plan, self.x
         stream = rng.stream(seed, first, x.device)
         bad = torch.full((self.size,), -1, dtype=torch.int32, device=x.device)
@@ -197,19 +202,26 @@ class _Workspace:
         ops.gbm_perturb_(centre, self.start, stream, rng.Kind.PRIOR, 0, x_t=x, net_in=self.net_in)
         net_in = x if self.net_in is None else self.net_in
         stein = model.prediction == "score"
+        self._show(0, first, callback)
         for k in range(plan.calls):
             f = model(net_in, self.conditions[k])
             ops.gbm_step_(
                 x, f, self.table, stream, k, bad, self.history, self.net_in, stein, plan.linear, plan.log_state
             )  # fmt: skip
-            if callback is not None:
-                denoised = None if self.history is None else torch.exp(self.history) * model.scale
-                callback(Step(k, plan.calls, float(plan.levels[k]), first, x * model.scale, denoised))
-        failed = bad.cpu()
+            self._show(k + 1, first, callback)
+        failed = bad[rows].cpu()
         if bool((failed >= 0).any()):
-            indices = (failed >= 0).nonzero().flatten() + first
+            indices = (failed >= 0).nonzero().flatten() + first + rows.start
             raise NonFiniteError(int(failed[failed >= 0].min()), indices.tolist())
-        return model.to_data(x)
+        return model.to_data(x[rows])
+
+    def _show(self, index: int, first: int, callback: Callable[[Step], None] | None) -> None:
+        if callback is None:
+            return
+        scale, calls = self.model.scale, self.plan.calls
+        level = float(self.plan.levels[index]) if index < calls else 0.0
+        denoised = None if self.history is None or index == 0 else torch.exp(self.history) * scale
+        callback(Step(index, calls, level, first, self.x * scale, denoised))
 
 
 def _resolve_model(model: ScoreModel | str | os.PathLike[str], device: torch.device | str | None) -> ScoreModel:
@@ -232,14 +244,17 @@ def _output(
     out: Tensor | np.ndarray | str | os.PathLike[str] | None, shape: tuple[int, ...], device: torch.device
 ) -> Tensor:
     if out is None:
-        return torch.empty(shape, device=device)
+        return torch.empty(shape, dtype=torch.float32, device=device)
     if isinstance(out, (str, os.PathLike)):
         if Path(out).suffix != ".npy":
             raise ValueError(f"out must be a path that ends in .npy, got {os.fspath(out)!r}")
         Path(out).parent.mkdir(parents=True, exist_ok=True)
+        Path(f"{os.fspath(out)}.json").unlink(missing_ok=True)  # an older file's: written again when all is done
         return torch.from_numpy(np.lib.format.open_memmap(out, mode="w+", dtype=np.float32, shape=shape))
     if not isinstance(out, (Tensor, np.ndarray)):
         raise TypeError(f"out must be a tensor, an array or a path, got {type(out).__name__}")
+    if isinstance(out, np.ndarray) and not out.flags.writeable:
+        raise ValueError("out must be writable, got a read-only array: open a memmap with mode 'r+'")
     tensor = torch.from_numpy(out) if isinstance(out, np.ndarray) else out
     if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
         raise ValueError(f"out must be float32 of shape {shape}, got {tensor.dtype} {tuple(tensor.shape)}")

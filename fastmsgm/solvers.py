@@ -255,7 +255,6 @@ SOLVERS: dict[str, Callable[[], Solver]] = {
     "sign-agnostic": SignAgnostic,
 }
 ALIASES = {
-    "ddim": "euler",
     "dls": "dale-langevin",
     "adls": "dale-langevin",
     "ums": "sign-agnostic",

@@ -15,12 +15,12 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -43,7 +43,8 @@ def fit(
     """Train ``model`` on ``data`` and return it, in place, with the exponential moving average of its weights.
 
     Adam with linear warm-up and cosine decay to zero, gradients clipped. With ``out`` a checkpoint is written every
-    three minutes, at the end and on Ctrl-C; calling ``fit`` again with the same arguments resumes the run exactly.
+    three minutes, at the end and on Ctrl-C; calling ``fit`` again with the same arguments resumes the run,
+    exactly unless the network itself draws random numbers (dropout).
 
     Args:
         model: from ``ScoreModel.for_data``, trained on its own device.
@@ -66,16 +67,22 @@ def fit(
     _check("precision", precision, precision in ("fp32", "bf16"), "fp32 or bf16, since fp16 gradients underflow")
     for name, value, least in (("steps", steps, 1), ("batch_size", batch_size, 1), ("warmup", warmup, 0)):
         _check(name, value, isinstance(value, int) and value >= least, f"an int, at least {least}")
-    _check("clip", clip, clip > 0, "positive")
-    _check("lr", lr, lr > 0, "positive")
-    _check("ema", ema, 0 <= ema < 1, "in [0, 1)")
+    _check("clip", clip, isinstance(clip, (int, float)) and clip > 0, "positive")
+    _check("lr", lr, isinstance(lr, (int, float)) and lr > 0, "positive")
+    _check("ema", ema, isinstance(ema, (int, float)) and 0 <= ema < 1, "in [0, 1)")
     _check("tensorboard", tensorboard, not tensorboard or out is not None, "given together with out")
+    if not isinstance(data, Tensor):
+        raise TypeError(f"data must be a tensor, got {type(data).__name__}: convert arrays with torch.from_numpy")
     if data.dtype != torch.float32 or tuple(data.shape[1:]) != model.shape:
         expected = ", ".join(map(str, ("N", *model.shape)))
-        raise ValueError(f"data must be float32 of shape ({expected}), got {data.dtype} {tuple(data.shape)}")
+        raise ValueError(
+            f"data must be float32 of shape ({expected}), got {data.dtype} {tuple(data.shape)}: convert with .float()"
+        )
     states = model.to_state(data.to(model.device))
     check_multiplicative("data", states)
-    noise = rng.stream(seed, device=model.device)
+    if model.prediction == "denoiser" and not bool((states > 0).all()):
+        raise ValueError("data must keep, in every feature, the sign of the data that the model was built for")
+    noise = rng.stream(seed)
     settings = {
         "steps": steps,
         "batch_size": batch_size,
@@ -85,16 +92,19 @@ def fit(
         "warmup": warmup,
         "clip": clip,
         "precision": precision,
+        "rows": len(states),
+        "process": str(model.process),
+        "prediction": model.prediction,
+        "offset": model.offset,
     }
     run = _Run(model, settings, Path(out) if out is not None else None)
     model.precision = precision
     order = _DataOrder(len(states), seed)
-    writer = _tensorboard(run) if tensorboard else None
     bar = tqdm(total=steps, initial=run.step, disable=not progress, desc="training", unit="step")
     recent: list[Tensor] = []
     saved = time.monotonic()
     model.train()
-    with _stop_requests() as stop:
+    with _stop_requests() as stop, bar, _tensorboard(run) if tensorboard else nullcontext() as writer:
         while run.step < steps:
             run.optimizer.param_groups[0]["lr"] = lr * _schedule(run.step, steps, warmup)
             batch = states[order.batch(run.step, batch_size).to(model.device)]
@@ -120,9 +130,7 @@ def fit(
                     run.save()
                     saved = time.monotonic()
             if stop.is_set():
-                bar.close()
                 raise KeyboardInterrupt(f"stopped after step {run.step}")
-    bar.close()
     model.net.load_state_dict(run.average.module.state_dict())
     return model.eval()
 
@@ -137,7 +145,12 @@ class _Run:
         self.step = 0
         self.losses: list[float] = []
         if out is not None and (out / "training.json").is_file():
-            self._resume(out)
+            try:
+                self._resume(out)
+            except (json.JSONDecodeError, SafetensorError, KeyError) as error:
+                raise ValueError(
+                    f"out={str(out)!r} holds a damaged checkpoint ({error!r}): use a new folder"
+                ) from error
 
     def save(self) -> None:
         """Write the checkpoint; the model's own files hold the average."""
@@ -156,8 +169,10 @@ class _Run:
         write_atomically(self.out / "training.json", lambda p: p.write_text(note + "\n"))
         online = self.model.net
         self.model.net = self.average.module
-        self.model.save(self.out)
-        self.model.net = online
+        try:
+            self.model.save(self.out)
+        finally:
+            self.model.net = online
 
     def _write_losses(self, path: Path) -> None:
         with open(path, "w", newline="") as file:
@@ -165,8 +180,8 @@ class _Run:
 
     def _resume(self, out: Path) -> None:
         note = json.loads((out / "training.json").read_text())
-        if note != self.settings:
-            changed = {k: (v, self.settings.get(k)) for k, v in note.items() if v != self.settings.get(k)}
+        changed = {k: (note.get(k), v) for k, v in self.settings.items() if note.get(k) != v}
+        if changed:
             raise ValueError(
                 f"out={str(out)!r} holds a run with other settings (there, here): {changed}; use a new folder"
             )

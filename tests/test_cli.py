@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_sample_writes_samples_manifest_and_grid(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     out, picture = tmp_path / "x.npy", tmp_path / "grid.png"
     arguments = ["sample", "--model", str(checkpoint), "--n", "70", "--steps", "3", "--out", str(out), "--seed", "4"]
     assert cli.main([*arguments, "--grid", str(picture), "--no-progress", "--device", "cpu"]) == 0
@@ -41,7 +43,7 @@ def test_sample_writes_samples_manifest_and_grid(
     np.testing.assert_array_equal(samples, again.numpy())
     assert json.loads(Path(f"{out}.json").read_text())["calls"] == 3
     assert picture.read_bytes().startswith(PNG)
-    assert "70 samples, 3 network calls each" in capsys.readouterr().out
+    assert "70 samples, 3 calls each" in caplog.text
 
 
 def test_train_then_sample(tmp_path: Path) -> None:
@@ -55,11 +57,12 @@ def test_train_then_sample(tmp_path: Path) -> None:
     assert (fastmsgm.sample(model, 4, progress=False) > 0).all()
 
 
-def test_demo_draws_both_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_draws_both_pictures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     assert cli.main(["demo", "--out", str(tmp_path), "--n", "4", "--device", "cpu"]) == 0
     for name in ("fashion.png", "denoising.png"):
         assert (tmp_path / name).read_bytes().startswith(PNG)
-    assert "18 network calls each" in capsys.readouterr().out
+    assert "4 samples, 18 calls each" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -88,3 +91,23 @@ def test_grid_and_film_strip_take_colour(tmp_path: Path) -> None:
     film_strip([torch.rand(2, 3, 8, 8) + 1] * 3, [1.0, 0.1, 0.0], tmp_path / "film.png", (0.0, 0.7))
     assert (tmp_path / "grid.png").read_bytes().startswith(PNG)
     assert (tmp_path / "film.png").read_bytes().startswith(PNG)
+
+
+def test_interruption_is_said(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fastmsgm, "sample", interrupt)
+    arguments = ["sample", "--model", str(checkpoint), "--out", str(tmp_path / "x.npy"), "--device", "cpu"]
+    assert cli.main(arguments) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_grid_of_vectors_is_refused_before_sampling(tmp_path: Path) -> None:
+    data = torch.rand(9, 3) + 1
+    fastmsgm.ScoreModel.for_data(nets.MLP(3, 8), fastmsgm.GBM(5.0), data).save(tmp_path / "model")
+    arguments = ["sample", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "x.npy"), "--device", "cpu"]
+    assert cli.main([*arguments, "--grid", str(tmp_path / "grid.png")]) == 1
+    assert not (tmp_path / "x.npy").exists()

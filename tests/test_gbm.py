@@ -121,8 +121,8 @@ def test_numbers_of_another_type(name: str) -> None:
         (torch.tensor([[math.inf, -math.inf]]), ValueError, r"x0 must be finite, got NaN or infinity in 2 entries"),
         (torch.ones(2, 2, dtype=torch.uint8), TypeError, r"x0 must be floating point, got torch\.uint8: .*255"),
         (torch.ones(2, 2, dtype=torch.float64), TypeError, r"x0 must be float32, got torch\.float64"),
-        (torch.ones(2), ValueError, r"x0 must have shape \(n, \.\.\.\) with n >= 1, got \(2,\)"),
-        (torch.ones(0, 2), ValueError, r"x0 must have shape \(n, \.\.\.\) with n >= 1, got \(0, 2\)"),
+        (torch.ones(2), ValueError, r"x0 must have shape \(n, \.\.\.\) with n >= 1 and features, got \(2,\)"),
+        (torch.ones(0, 2), ValueError, r"x0 must have shape \(n, \.\.\.\) with n >= 1 and features, got \(0, 2\)"),
     ],
 )
 def test_perturb_refuses_data(x0: Tensor, error: type[Exception], message: str) -> None:
@@ -142,3 +142,14 @@ def test_perturb_refuses_times(t: Tensor, got: str) -> None:
     """The message says what was given: the shape where that is wrong, else the value."""
     with pytest.raises(ValueError, match=rf"t must have shape \(2,\) and values in \[0, 1\.0\], got .*{got}"):
         GBM(1.0).perturb(torch.ones(2, 3), t)
+
+
+@pytest.mark.parametrize("sigma", [1e200, True])
+def test_sigma_out_of_reach(sigma: float) -> None:
+    with pytest.raises(ValueError, match="sigma"):
+        GBM(sigma)
+
+
+def test_a_drift_that_overflows() -> None:
+    with pytest.raises(ValueError, match=r"mu must keep .* got mu=1000000\.0"):
+        GBM(0.8, mu=1e6)

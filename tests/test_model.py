@@ -248,7 +248,9 @@ def test_a_network_of_ones_own(dtype: torch.dtype, tmp_path: Path) -> None:
     again = load(tmp_path, net=Own())
     assert torch.equal(again.net.linear.weight, model.net.linear.weight.to(dtype).float())
     assert int(again.net.seen) == 70001
-    with pytest.raises(ValueError, match=r"net 'Own' is not one of MLP, UNet: build it yourself and give it as net="):
+    with pytest.raises(
+        ValueError, match=r"net 'test_model.Own' is not one of MLP, UNet: build it yourself and give it as net="
+    ):
         load(tmp_path)
 
 
@@ -280,3 +282,37 @@ def test_a_broken_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert path.read_text() == "old"
     write_atomically(path, lambda p: p.write_text("new"))
     assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize("damage", ["weights", "json", "keys"])
+def test_a_damaged_checkpoint(damage: str, tmp_path: Path) -> None:
+    build().save(tmp_path)
+    if damage == "weights":
+        (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:200])
+    else:
+        (tmp_path / "config.json").write_text("{" if damage == "json" else "{}")
+    with pytest.raises(ValueError, match=r"model: the checkpoint in .* is damaged"):
+        load(tmp_path)
+
+
+def test_labels_leave_a_denoisers_state_centred() -> None:
+    x0 = 5 * log_normal_data(300)
+    model = ScoreModel.for_data(MLP(3, 8), GBM(0.8), x0, labels=torch.arange(300) % 4)
+    assert len(model.prior.centres) == 4
+    assert float(torch.log(model.to_state(x0)).mean(0).abs().max()) < 1e-6
+
+
+def test_for_data_refuses_what_a_denoiser_cannot_learn() -> None:
+    with pytest.raises(ValueError, match=r"log_std must be positive, got 0\.0"):
+        ScoreModel.for_data(MLP(3), GBM(5.0), torch.full((9, 3), 2.0))
+    with pytest.raises(ValueError, match=r"sigma sqrt\(T\) must be above 0\.002"):
+        ScoreModel.for_data(MLP(3), GBM(0.001), log_normal_data(9))
+    with pytest.raises(TypeError, match="data must be a tensor, got ndarray"):
+        ScoreModel.for_data(MLP(3), GBM(5.0), np.ones((9, 3), np.float32))  # type: ignore[arg-type]
+
+
+def test_a_network_that_returns_no_tensor() -> None:
+    model = build()
+    model.net.forward = lambda x, c: (x,)
+    with pytest.raises(TypeError, match="net must return a tensor, got tuple"):
+        model(torch.ones(5, 3), torch.zeros(5))

@@ -87,3 +87,8 @@ def test_embedding_tells_close_noise_levels_apart() -> None:
     distances = torch.cdist(waves, waves)
     assert float(distances[0, 1]) > 0.5
     assert float(distances[0, 2]) > 0.5
+
+
+def test_mlp_refuses_what_would_mix_samples() -> None:
+    with pytest.raises(ValueError, match=r"MLP needs vectors \(n, dim\), got \(28, 28, 28\)"):
+        MLP(28, 8)(torch.ones(28, 28, 28), torch.zeros(28))

@@ -348,3 +348,9 @@ def test_a_named_backend_does_not_fall_back(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("FASTMSGM_BACKEND", "cpu")
     with pytest.raises(ImportError, match="no_such_kernels"):
         ops.gbm_step_(**step_arguments())
+
+
+def test_a_stream_that_is_none_is_refused() -> None:
+    for stream in (torch.zeros(1, dtype=torch.int64), torch.zeros(2)):
+        with pytest.raises(ValueError, match=r"stream must be int64 of shape \(2,\)"):
+            ops.fill_normal_(torch.zeros(3, 5), stream, 0, 0)

@@ -84,7 +84,7 @@ def test_start_beyond_two_to_the_32() -> None:
     assert torch.equal(across[4:], draw(vectors(), 4, start=2**32, **options))
     assert not torch.equal(across[4:], draw(vectors(), 4, start=0, **options))
     assert draw(vectors(), 1, start=2**56 - 1, **options).shape == (1, 3)
-    with pytest.raises(ValueError, match=r"start must be in 0 \.\. 2\^56 - 1"):
+    with pytest.raises(ValueError, match=r"start \+ n must be at most 2\^56, got start=72057594037927935 and n=2"):
         draw(vectors(), 2, start=2**56 - 1, **options)
 
 
@@ -188,7 +188,7 @@ def test_outputs(tmp_path: Path) -> None:
     assert manifest == {
         "n": 40, "start": 3, "seed": 5, "stream": "philox-v1", "solver": "DPMSolverPP2M(stochastic=False)", "calls": 4,
         "batch_size": 16, "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "backend": manifest["backend"],
+        "precision": "fp32", "backend": manifest["backend"],
     }  # fmt: skip
     assert manifest["backend"] in ("cpu", "reference")
 
@@ -361,9 +361,10 @@ def test_callback_sees_every_step_and_changes_nothing(solver: str) -> None:
     samples = draw(model, 20, callback=callback, **options)
     assert torch.equal(samples, draw(model, 20, **options))
     calls = {"dpm++2m": 4, "heun": 7, "dale-langevin": 3}[solver]
-    assert [s[:3] for s in steps] == [(first, k, calls) for first in (0, 16) for k in range(calls)]
-    levels = [s[3] for s in steps[:calls]]
+    assert [s[:3] for s in steps] == [(first, k, calls) for first in (0, 16) for k in range(calls + 1)]
+    levels = [s[3] for s in steps[: calls + 1]]
     assert levels == sorted(levels, reverse=True)
+    assert levels[-1] == 0
     assert levels[0] == pytest.approx(8.0 if solver != "dale-langevin" else 8 * 0.75**0.5)
     # In the process's units: the last state is the sample plus the offset, and what the network took it for.
     assert last["x"] is not None
@@ -433,3 +434,45 @@ def test_peak_memory_does_not_grow_with_n() -> None:
         assert count.peak == peaks[-1] + out.nbytes
     assert peaks[0] == peaks[1]
     assert peaks[0] > 3 * 32 * 64 * 4  # at least the state, the network's input and the history were seen
+
+
+# ---- what may go wrong around a run ----
+
+
+def test_only_the_samples_asked_for_must_be_finite() -> None:
+    model = failing(vectors(), calls=2, chunk=0, step=0, rows=[3, 9], value=float("nan"))
+    assert draw(model, 5, start=4, steps=2, batch_size=16).isfinite().all()
+    model = failing(vectors(), calls=2, chunk=0, step=0, rows=[3, 9], value=float("nan"))
+    with pytest.raises(NonFiniteError, match=r"in 1 samples \(9\)"):
+        draw(model, 6, start=4, steps=2, batch_size=16)
+
+
+def test_a_read_only_array_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "old.npy", np.ones((4, 3), np.float32))
+    with pytest.raises(ValueError, match="out must be writable"):
+        draw(vectors(), 4, steps=2, out=np.load(tmp_path / "old.npy", mmap_mode="r"))
+
+
+def test_an_unfinished_file_has_no_manifest(tmp_path: Path) -> None:
+    path = tmp_path / "samples.npy"
+    draw(vectors(), 40, steps=2, seed=1, out=path, batch_size=16)
+    model = failing(vectors(), calls=2, chunk=1, step=0, rows=[0], value=float("nan"))
+    with pytest.raises(NonFiniteError):
+        draw(model, 40, steps=2, seed=2, out=path, batch_size=16)
+    assert not (tmp_path / "samples.npy.json").exists()
+
+
+def test_a_module_that_was_frozen_stays_so() -> None:
+    model = vectors().train()
+    model.net.out.eval()
+    draw(model, 4, steps=2)
+    assert model.net.training
+    assert not model.net.out.training
+
+
+def test_a_channels_last_model() -> None:
+    torch.manual_seed(0)
+    data = torch.rand(20, 8, 8, 3).permute(0, 3, 1, 2)
+    model = ScoreModel.for_data(UNet(3, 16, 32, 1), GBM(8.0), data, offset=1.0).eval()
+    expected = draw(model, 4, steps=2, batch_size=8)
+    torch.testing.assert_close(draw(model.to(memory_format=torch.channels_last), 4, steps=2, batch_size=8), expected)

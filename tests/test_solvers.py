@@ -386,7 +386,7 @@ def test_resolve() -> None:
     for name, solver in LOG_SOLVERS.items():
         assert solvers.resolve(name, denoiser) == solver
     expected: dict[str, Solver] = {
-        "ddim": Euler(), "dale-langevin": DaleLangevin(), "dls": DaleLangevin(), "sign-agnostic": SignAgnostic(),
+        "dale-langevin": DaleLangevin(), "dls": DaleLangevin(), "sign-agnostic": SignAgnostic(),
         "ums": SignAgnostic(),
     }  # fmt: skip
     for name, solver in expected.items():

@@ -361,3 +361,31 @@ def test_positions_in_an_epoch_are_uniform() -> None:
     for epoch in range(600):
         counts[torch.arange(6), order.batch(epoch, 6)] += 1
     assert float(((counts - 100) ** 2 / 100).sum()) < 70  # 25 degrees of freedom
+
+
+# ---- other data, other models ----
+
+
+@pytest.mark.parametrize("other", ["process", "prediction", "rows"])
+def test_a_run_of_another_model_or_data_set_is_refused(other: str, tmp_path: Path) -> None:
+    train(vector_model(), out=tmp_path)
+    process = GBM(2.0) if other == "process" else GBM(5.0)
+    prediction = "score" if other == "prediction" else "denoiser"
+    torch.manual_seed(0)
+    model = ScoreModel.for_data(MLP(3, 8, 1), process, DATA, prediction=prediction)
+    with pytest.raises(ValueError, match=rf"other settings .*'{other}'"):
+        train(model, DATA[:40] if other == "rows" else DATA, out=tmp_path)
+
+
+def test_images_with_channels_last_can_be_trained_on() -> None:
+    data = torch.rand(20, 8, 8, 3).permute(0, 3, 1, 2)
+    model = ScoreModel.for_data(UNet(3, 16, 32, 1), GBM(8.0), data, offset=1.0)
+    train(model, data, steps=2, batch_size=4)
+
+
+def test_a_compiled_network_is_saved_as_what_it_is(tmp_path: Path) -> None:
+    model = vector_model()
+    model.net = torch.compile(model.net, backend="eager")
+    train(model, steps=2, out=tmp_path)
+    x, c = torch.ones(2, 3), torch.zeros(2)
+    assert torch.equal(load(tmp_path)(x, c), model(x, c))
