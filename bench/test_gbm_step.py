@@ -47,11 +47,12 @@ class Problem:
         torch.add(self.x, self.score, out=self.out)
 
     def step(self) -> None:
-        args = (self.dale_langevin, self.stream, 0, self.bad)
-        ops.gbm_step_(self.x, self.score, *args, stein=True, log_state=False)
+        args = (self.dale_langevin, self.stream, 0, self.bad, None, None)
+        ops.gbm_step_(self.x, self.score, *args, stein=True, linear=False, log_state=False)
 
     def multistep(self) -> None:
-        ops.gbm_step_(self.x, self.score, self.multistep_row, self.stream, 0, self.bad, self.history)
+        args = (self.multistep_row, self.stream, 0, self.bad, self.history, None)
+        ops.gbm_step_(self.x, self.score, *args, stein=False, linear=False, log_state=True)
 
 
 @pytest.mark.parametrize("name", ["step", "multistep"])

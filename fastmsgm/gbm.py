@@ -110,7 +110,7 @@ class GBM:
         coefficients = torch.stack((self.drift * t, self.s(t), torch.ones_like(t)), dim=1)
         x_t = torch.empty_like(x0)
         noise = rng.stream(seed, start, x0.device)
-        ops.gbm_perturb_(x0, coefficients, noise, rng.Kind.TRAINING_NOISE, 0, x_t=x_t)
+        ops.gbm_perturb_(x0, coefficients, noise, rng.Kind.TRAINING_NOISE, 0, x_t=x_t, net_in=None, z=None)
         return x_t
 
 

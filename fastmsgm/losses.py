@@ -39,7 +39,9 @@ def denoising(model: ScoreModel, x0: Tensor, stream: Tensor, step: int) -> Tenso
     net_in = torch.empty_like(x0, dtype=model.input_dtype)
     z = torch.empty_like(x0)
     coefficients = _table(x0, np.zeros_like(s), s, c_in)
-    ops.gbm_perturb_(x0, coefficients, stream.to(x0.device), rng.Kind.TRAINING_NOISE, step, net_in=net_in, z=z)
+    ops.gbm_perturb_(
+        x0, coefficients, stream.to(x0.device), rng.Kind.TRAINING_NOISE, step, x_t=None, net_in=net_in, z=z
+    )
     f = model(net_in, _table(x0, model.condition(s))[:, 0])
     y0_part, z_part = _table(x0, s / sd * c_in, sd * c_in).reshape(x0.shape[0], 2, *[1] * (x0.ndim - 1)).unbind(1)
     return (f.float() - (y0_part * torch.log(x0.abs()) - z_part * z)).square().mean()
@@ -52,7 +54,7 @@ def m_dsm(model: ScoreModel, x0: Tensor, stream: Tensor, step: int) -> Tensor:
     s = model.process.sigma * np.sqrt(t)
     x_t, z = torch.empty_like(x0), torch.empty_like(x0)
     coefficients = _table(x0, model.process.drift * t, s, np.ones_like(s))
-    ops.gbm_perturb_(x0, coefficients, stream.to(x0.device), rng.Kind.TRAINING_NOISE, step, x_t=x_t, z=z)
+    ops.gbm_perturb_(x0, coefficients, stream.to(x0.device), rng.Kind.TRAINING_NOISE, step, x_t=x_t, net_in=None, z=z)
     f = model(x_t, _table(x0, model.condition(s))[:, 0]).float()
     q = x_t * f if model.prediction == "score" else f
     square, level = _table(x0, s**2, s).reshape(x0.shape[0], 2, *[1] * (x0.ndim - 1)).unbind(1)

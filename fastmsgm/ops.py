@@ -49,7 +49,7 @@ def _kernels(tensor: Tensor) -> ModuleType:
     return importlib.import_module(_MODULES[backend(tensor.device.type)])
 
 
-# ---- the ops ----
+# ---- the ops: no argument has a default, since torch 2.11 loses trailing ones that are written to ----
 
 
 @torch.library.custom_op("fastmsgm::fill_normal_", mutates_args=("out",))
@@ -63,7 +63,7 @@ def fill_normal_(out: Tensor, stream: Tensor, kind: int, step: int) -> None:
 @torch.library.custom_op("fastmsgm::gbm_perturb_", mutates_args=("x_t", "net_in", "z"))
 def gbm_perturb_(
     x0: Tensor, coefficients: Tensor, stream: Tensor, kind: int, step: int,
-    x_t: Tensor | None = None, net_in: Tensor | None = None, z: Tensor | None = None,
+    x_t: Tensor | None, net_in: Tensor | None, z: Tensor | None,
 ) -> None:  # fmt: skip
     """Noise x0 once: x_t = x0 exp(shift + s z), the network's input c_in log|x_t|, and z, each where given.
 
@@ -88,8 +88,7 @@ def gbm_perturb_(
 @torch.library.custom_op("fastmsgm::gbm_step_", mutates_args=("x", "bad", "history", "net_in"))
 def gbm_step_(
     x: Tensor, f: Tensor, table: Tensor, stream: Tensor, step: int, bad: Tensor,
-    history: Tensor | None = None, net_in: Tensor | None = None,
-    stein: bool = False, linear: bool = False, log_state: bool = True,
+    history: Tensor | None, net_in: Tensor | None, stein: bool, linear: bool, log_state: bool,
 ) -> None:  # fmt: skip
     """One reverse step of geometric Brownian motion, in place; the arguments are those of ``reference.gbm_step``."""
     _check_step(x, f, table, stream, step, bad, history, net_in, log_state)
@@ -100,8 +99,7 @@ def gbm_step_(
 @torch.library.custom_op("fastmsgm::gbm_step", mutates_args=("bad", "history", "net_in"))
 def gbm_step(
     x: Tensor, f: Tensor, table: Tensor, stream: Tensor, step: int, bad: Tensor,
-    history: Tensor | None = None, net_in: Tensor | None = None,
-    stein: bool = False, linear: bool = False, log_state: bool = True,
+    history: Tensor | None, net_in: Tensor | None, stein: bool, linear: bool, log_state: bool,
 ) -> Tensor:  # fmt: skip
     """``gbm_step_`` out of place: x stays as it is and the new state is returned."""
     _check_step(x, f, table, stream, step, bad, history, net_in, log_state)

@@ -199,7 +199,7 @@ class _Workspace:
         stream = rng.stream(seed, first, x.device)
         bad = torch.full((self.size,), -1, dtype=torch.int32, device=x.device)
         centre = self.centres[torch.arange(first, first + self.size, device=x.device) % len(self.centres)]
-        ops.gbm_perturb_(centre, self.start, stream, rng.Kind.PRIOR, 0, x_t=x, net_in=self.net_in)
+        ops.gbm_perturb_(centre, self.start, stream, rng.Kind.PRIOR, 0, x_t=x, net_in=self.net_in, z=None)
         net_in = x if self.net_in is None else self.net_in
         stein = model.prediction == "score"
         self._show(0, first, callback)

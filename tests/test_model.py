@@ -37,7 +37,7 @@ def test_a_denoisers_input_and_target_have_unit_variance(s: float) -> None:
     k0, k1, k2, c_in = model.preconditioning(np.array([s]))[0]
     net_in, z = torch.empty_like(states), torch.empty_like(states)
     coefficients = torch.tensor([[0.0, s, float(c_in)]]).expand(len(states), 3)
-    ops.gbm_perturb_(states, coefficients, rng.stream(1), 4, 0, net_in=net_in, z=z)
+    ops.gbm_perturb_(states, coefficients, rng.stream(1), 4, 0, x_t=None, net_in=net_in, z=z)
     y0 = torch.log(states).double()
     y = y0 + s * z.double()
     target = (y0 - k0 * y - k2) / k1

@@ -87,15 +87,15 @@ def loop_in_place(x: Tensor, weight: Tensor, table: Tensor, stream: Tensor, bad:
     n = len(x)
     net_in, history = torch.empty_like(x), torch.zeros_like(x)
     coefficients = torch.tensor([[0.1, 2.0, 0.5]]).expand(n, 3)
-    ops.gbm_perturb_(torch.ones_like(x), coefficients, stream, 0, 0, x_t=x, net_in=net_in)
+    ops.gbm_perturb_(torch.ones_like(x), coefficients, stream, 0, 0, x_t=x, net_in=net_in, z=None)
     for k in range(len(table)):
-        ops.gbm_step_(x, torch.tanh(net_in @ weight), table, stream, k, bad, history, net_in)
+        ops.gbm_step_(x, torch.tanh(net_in @ weight), table, stream, k, bad, history, net_in, False, False, True)
     return x * 2, history
 
 
 def loop_out_of_place(x: Tensor, weight: Tensor, table: Tensor, stream: Tensor, bad: Tensor) -> tuple[Tensor, Tensor]:
     for k in range(len(table)):
-        x = ops.gbm_step(x, torch.tanh(x @ weight), table, stream, k, bad, stein=True, linear=True, log_state=False)
+        x = ops.gbm_step(x, torch.tanh(x @ weight), table, stream, k, bad, None, None, True, True, False)
     return x * 2, bad
 
 
@@ -196,13 +196,13 @@ def test_more_than_two_to_the_31_elements(tmp_path: Path, monkeypatch: pytest.Mo
         tensor[-2:] = small[name]
     monkeypatch.setattr(gbm, "over_rows", last_rows)
     first = 2**32 - 1  # the two rows are samples on both sides of 2^32
-    stream, near = rng.stream(1, first - (n - 2)), rng.stream(1, first)
+    stream, near, flags = rng.stream(1, first - (n - 2)), rng.stream(1, first), (False, False, True)
     bad, coefficients = torch.full((n,), -1, dtype=torch.int32), torch.tensor([[0.1, 0.5, 0.5]]).expand(n, 3)
-    ops.gbm_perturb_(arrays["x"], coefficients, stream, 4, 0, x_t=arrays["x_t"])
-    ops.gbm_step_(arrays["x"], arrays["f"], table(), stream, 1, bad, arrays["history"], arrays["net_in"])
+    ops.gbm_perturb_(arrays["x"], coefficients, stream, 4, 0, x_t=arrays["x_t"], net_in=None, z=None)
+    ops.gbm_step_(arrays["x"], arrays["f"], table(), stream, 1, bad, arrays["history"], arrays["net_in"], *flags)
     monkeypatch.undo()
-    ops.gbm_perturb_(small["x"], coefficients[:2], near, 4, 0, x_t=small["x_t"])
-    ops.gbm_step_(small["x"], small["f"], table(), near, 1, bad[:2].clone(), small["history"], small["net_in"])
+    ops.gbm_perturb_(small["x"], coefficients[:2], near, 4, 0, x_t=small["x_t"], net_in=None, z=None)
+    ops.gbm_step_(small["x"], small["f"], table(), near, 1, bad[:2].clone(), small["history"], small["net_in"], *flags)
     for name, tensor in arrays.items():
         assert torch.equal(tensor[-2:], small[name]), name
         assert not bool(tensor[:2].any())
