@@ -332,29 +332,21 @@ DELTA, ANNEAL = 6.165455e-4, 0.97
 @pytest.mark.parametrize("row", [0, 37, 98, 99, 100])
 @pytest.mark.parametrize("mu", [None, 0.1, 0.7])
 @pytest.mark.parametrize("prediction", ["score", "hyvarinen"])
-def test_dale_langevin_is_the_papers_update(prediction: str, mu: float | None, row: int) -> None:
-    plan = DaleLangevin(DELTA, anneal=ANNEAL, tweedie=1).plan(model(prediction, mu=mu), 100)
+@pytest.mark.parametrize("solver", [DaleLangevin, SignAgnostic])
+def test_rows_are_the_papers_updates(
+    solver: type[solvers.PaperSolver], prediction: str, mu: float | None, row: int
+) -> None:
+    plan = solver(DELTA, anneal=ANNEAL, tweedie=1).plan(model(prediction, mu=mu), 100)
     x, f = state_and_output()
     new, z = applied(plan, row, x, f, stein=prediction == "score")
     q = x * f if prediction == "score" else f
     mu = SIGMA**2 / 2 if mu is None else mu
-    anneal = ANNEAL**row if row < 100 else 0.0
-    exponent = DELTA * (SIGMA**2 * q - mu + 1.5 * SIGMA**2) + anneal * SIGMA * math.sqrt(DELTA) * z
-    torch.testing.assert_close(new, x * torch.exp(exponent), rtol=1e-12, atol=0)
-
-
-@pytest.mark.parametrize("row", [0, 37, 98, 99, 100])
-@pytest.mark.parametrize("mu", [None, 0.1, 0.7])
-@pytest.mark.parametrize("prediction", ["score", "hyvarinen"])
-def test_sign_agnostic_is_the_papers_update(prediction: str, mu: float | None, row: int) -> None:
-    plan = SignAgnostic(DELTA, anneal=ANNEAL, tweedie=1).plan(model(prediction, mu=mu), 100)
-    x, f = state_and_output()
-    new, z = applied(plan, row, x, f, stein=prediction == "score")
-    q = x * f if prediction == "score" else f
-    mu = SIGMA**2 / 2 if mu is None else mu
-    anneal = ANNEAL**row if row < 100 else 0.0
-    increment = DELTA * (SIGMA**2 * q - mu + 2 * SIGMA**2) + anneal * SIGMA * math.sqrt(DELTA) * z
-    torch.testing.assert_close(new, x * (1 + increment), rtol=1e-12, atol=0)
+    noise = (ANNEAL**row if row < 100 else 0.0) * SIGMA * math.sqrt(DELTA) * z
+    if solver is DaleLangevin:
+        expected = x * torch.exp(DELTA * (SIGMA**2 * q - mu + 1.5 * SIGMA**2) + noise)
+    else:
+        expected = x * (1 + DELTA * (SIGMA**2 * q - mu + 2 * SIGMA**2) + noise)
+    torch.testing.assert_close(new, expected, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize(("sigma", "mu"), [(0.8, None), (5.0, None), (5.0, 12.5)])
