@@ -19,22 +19,31 @@ from fastmsgm import ops, rng
 from fastmsgm.model import LEVELS, ScoreModel
 
 
-def loss(model: ScoreModel, x0: Tensor, stream: Tensor, step: int) -> Tensor:
+def loss(model: ScoreModel, x0: Tensor, stream: Tensor, step: int, levels: tuple[float, float] | None = None) -> Tensor:
     """The model's training loss on one batch: ``denoising`` for a denoiser, ``m_dsm`` for the two score networks.
 
     Args:
         x0: (n, ...) float32 states (``model.to_state(data)``).
         stream: the noise stream, on the CPU; row i is sample ``stream[1] + i``, its position in the global batch.
         step: the optimizer step, part of the noise's address.
+        levels: a denoiser's distribution of noise levels; see ``denoising``.
     """
-    return (denoising if model.prediction == "denoiser" else m_dsm)(model, x0, stream, step)
+    if model.prediction == "denoiser":
+        return denoising(model, x0, stream, step, levels)
+    return m_dsm(model, x0, stream, step)
 
 
-def denoising(model: ScoreModel, x0: Tensor, stream: Tensor, step: int) -> Tensor:
-    """Preconditioned log-space denoising at log s ~ N(log sd - 0.507, 1.2^2), cut off at sigma_max (EDM, table 1)."""
+def denoising(
+    model: ScoreModel, x0: Tensor, stream: Tensor, step: int, levels: tuple[float, float] | None = None
+) -> Tensor:
+    """Preconditioned log-space denoising at log s ~ N(mean, std^2), cut off at sigma_max.
+
+    ``levels`` is (mean, std); None is EDM's (log sd - 0.507, 1.2) (table 1).
+    """
     sd = model.log_std
+    mean, std = levels or (math.log(sd) - 0.507, 1.2)
     normal = rng.normals(x0.shape[0], 1, stream, rng.Kind.TRAINING_TIME, step, torch.float64)[:, 0].numpy()
-    s = np.minimum(np.exp(math.log(sd) - 0.507 + 1.2 * normal), model.process.sigma_max)
+    s = np.minimum(np.exp(mean + std * normal), model.process.sigma_max)
     c_in = model.preconditioning(s)[:, 3]
     net_in = torch.empty_like(x0, dtype=model.input_dtype)
     z = torch.empty_like(x0)

@@ -20,7 +20,7 @@ from torch import Tensor
 from fastmsgm import reference
 
 _log = logging.getLogger("fastmsgm")
-_MODULES = {"reference": "fastmsgm.reference", "cpu": "fastmsgm.kernels.cpu", "triton": "fastmsgm.kernels.gbm"}
+_PACKAGES = {"reference": "fastmsgm.reference", "cpu": "fastmsgm.kernels.cpu", "triton": "fastmsgm.kernels"}
 OUTPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of a network
 
 
@@ -28,8 +28,8 @@ def backend(device_type: str) -> str:
     """The name of the backend that runs on a device type ("cpu", "cuda", ...)."""
     named = os.environ.get("FASTMSGM_BACKEND")
     if named:
-        if named not in _MODULES:
-            raise ValueError(f"FASTMSGM_BACKEND must be one of {', '.join(_MODULES)}, got {named!r}")
+        if named not in _PACKAGES:
+            raise ValueError(f"FASTMSGM_BACKEND must be one of {', '.join(_PACKAGES)}, got {named!r}")
         return named
     automatic = {"cpu": "cpu", "cuda": "triton"}.get(device_type, "reference")
     return automatic if _import_error(automatic) is None else "reference"
@@ -38,15 +38,19 @@ def backend(device_type: str) -> str:
 @functools.cache
 def _import_error(name: str) -> Exception | None:
     try:
-        importlib.import_module(_MODULES[name])
+        _module(name, "gbm")
     except (ImportError, RuntimeError) as error:  # RuntimeError: numba finds no folder that it may cache in
         _log.warning("the %s kernels cannot be used (%s): the plain reference runs instead, slower", name, error)
         return error
     return None
 
 
-def _kernels(tensor: Tensor) -> ModuleType:
-    return importlib.import_module(_MODULES[backend(tensor.device.type)])
+def _kernels(tensor: Tensor, family: str = "gbm") -> ModuleType:
+    return _module(backend(tensor.device.type), family)
+
+
+def _module(name: str, family: str) -> ModuleType:
+    return importlib.import_module(f"{_PACKAGES[name]}.{family}")
 
 
 # ---- the ops: no argument has a default, since torch 2.11 loses trailing ones that are written to ----

@@ -38,7 +38,7 @@ FLUSH_EVERY = 50  # steps between two looks at the loss, each of which waits for
 def fit(
     model: ScoreModel, data: Tensor, *, steps: int, batch_size: int = 128, lr: float = 1e-3, ema: float = 0.999,
     precision: str | None = None, out: str | os.PathLike[str] | None = None, seed: int = 0, warmup: int = 500,
-    clip: float = 1.0, tensorboard: bool = False, progress: bool = True,
+    clip: float = 1.0, levels: tuple[float, float] | None = None, tensorboard: bool = False, progress: bool = True,
 ) -> ScoreModel:  # fmt: skip
     """Train ``model`` on ``data`` and return it, in place, with the exponential moving average of its weights.
 
@@ -55,6 +55,8 @@ def fit(
         out: folder for ``config.json``, ``model.safetensors`` (the average), ``training.safetensors`` and ``loss.csv``.
         seed: of data order, noise levels and noise.
         warmup: steps of linear warm-up.    clip: largest gradient norm.
+        levels: mean and standard deviation of log s, the noise level that a denoiser is trained at (EDM's P_mean and
+            P_std); None is EDM's choice, (log log_std - 0.507, 1.2). Low levels teach detail, high ones large shapes.
         tensorboard: also write the loss there, into ``out``.
 
     Raises:
@@ -70,6 +72,9 @@ def fit(
     _check("clip", clip, isinstance(clip, (int, float)) and clip > 0, "positive")
     _check("lr", lr, isinstance(lr, (int, float)) and lr > 0, "positive")
     _check("ema", ema, isinstance(ema, (int, float)) and 0 <= ema < 1, "in [0, 1)")
+    if levels is not None:
+        good = model.prediction == "denoiser" and len(levels) == 2 and all(map(math.isfinite, levels)) and levels[1] > 0
+        _check("levels", levels, good, "a finite mean and a positive standard deviation, for a denoiser only")
     _check("tensorboard", tensorboard, not tensorboard or out is not None, "given together with out")
     if not isinstance(data, Tensor):
         raise TypeError(f"data must be a tensor, got {type(data).__name__}: convert arrays with torch.from_numpy")
@@ -96,6 +101,7 @@ def fit(
         "process": str(model.process),
         "prediction": model.prediction,
         "offset": model.offset,
+        "levels": levels and list(levels),
     }
     run = _Run(model, settings, Path(out) if out is not None else None)
     model.precision = precision
@@ -108,7 +114,7 @@ def fit(
         while run.step < steps:
             run.optimizer.param_groups[0]["lr"] = lr * _schedule(run.step, steps, warmup)
             batch = states[order.batch(run.step, batch_size).to(model.device)]
-            loss = losses.loss(model, batch, noise, run.step)
+            loss = losses.loss(model, batch, noise, run.step, levels)
             run.optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.net.parameters(), clip)

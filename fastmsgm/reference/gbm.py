@@ -1,7 +1,4 @@
-"""The operations in plain PyTorch: the truth that the kernels are checked against, and the fallback where none runs.
-
-Every function computes in the dtype of its state: float32 as the kernels do, float64 as the oracle. The signatures are
-the seam: ``kernels/*.py`` and ``kernels/cpu/*.py`` have the same ones. Arrays are contiguous and of shape (n, d).
+"""Geometric Brownian motion: ``fill_normal``, ``gbm_perturb`` and ``gbm_step``.
 
 A row of a coefficient table drives one reverse step of geometric Brownian motion, for the state x, y = log|x|, the
 network's raw output f and g = f (or x f, where the network gives a Stein score):
