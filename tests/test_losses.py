@@ -65,6 +65,15 @@ def test_m_dsm_of_the_exact_network_is_the_posterior_variance() -> None:
     assert float(values.std()) / 20**0.5 < 0.01 * expected
 
 
+def test_levels_can_be_chosen() -> None:
+    model = exact_model("denoiser", sigma=8.0)
+    model.net = Spy()
+    loss(model, model.to_state(log_normal_data(20000)), rng.stream(6), 0, (-0.5, 0.7))
+    log_s = 4 * model.net.c.double()
+    assert float(log_s.mean()) == pytest.approx(-0.5, abs=4.5 * 0.7 / 20000**0.5)
+    assert float(log_s.std()) == pytest.approx(0.7, rel=0.03)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("mu", [None, 0.5])
 def test_score_and_hyvarinen_score_are_one_loss(mu: float | None) -> None:

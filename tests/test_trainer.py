@@ -56,8 +56,8 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], Ten
     """Do something in the middle of an optimizer step, and return its result as the loss if it has one."""
     original = losses.loss
 
-    def hooked(model: ScoreModel, x0: Tensor, stream: Tensor, k: int) -> Tensor:
-        value = original(model, x0, stream, k)
+    def hooked(model: ScoreModel, x0: Tensor, stream: Tensor, k: int, levels: tuple[float, float] | None) -> Tensor:
+        value = original(model, x0, stream, k, levels)
         replaced = action() if k == step else None
         return value if replaced is None else value * replaced
 
@@ -248,7 +248,7 @@ def test_a_thread_may_train() -> None:
 @pytest.mark.parametrize(
     "changes",
     [{"steps": 11}, {"batch_size": 8}, {"lr": 2e-3}, {"ema": 0.5}, {"seed": 1}, {"warmup": 3}, {"clip": 2.0},
-     {"precision": "bf16"}],
+     {"precision": "bf16"}, {"levels": (-1.0, 1.0)}],
 )  # fmt: skip
 def test_other_settings_are_refused(changes: dict[str, Any], tmp_path: Path) -> None:
     train(vector_model(), out=tmp_path)
@@ -302,6 +302,8 @@ def test_a_loss_that_is_not_finite(value: float, tmp_path: Path, monkeypatch: py
         ({"ema": -0.1}, r"ema must be in \[0, 1\), got -0\.1"),
         ({"clip": 0.0}, r"clip must be positive, got 0\.0"),
         ({"clip": -1.0}, r"clip must be positive, got -1\.0"),
+        ({"levels": (0.0, 0.0)}, r"levels must be a finite mean and a positive standard deviation.*got \(0\.0, 0\.0\)"),
+        ({"levels": (math.nan, 1.0)}, "levels must be a finite mean"),
         ({"warmup": -1}, "warmup must be .*at least 0, got -1"),
         ({"precision": "fp8"}, "precision must be fp32 or bf16, since fp16 gradients underflow, got 'fp8'"),
         ({"precision": "fp16"}, "precision must be fp32 or bf16"),
