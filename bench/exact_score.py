@@ -20,7 +20,7 @@ import results
 import torch
 from torch import Tensor, nn
 
-from fastmsgm import GBM, LogNormalPrior, ScoreModel
+from fastmsgm import GBM, GBMModel, LogNormalPrior
 from fastmsgm.metrics import sliced_wasserstein
 from fastmsgm.sampling import plan_for, sample
 from fastmsgm.solvers import ERSDE2, PUBLISHED, DaleLangevin, DPMSolverPP2M, Heun, SignAgnostic, Solver
@@ -81,9 +81,9 @@ class ExactNet(nn.Module):
         return q if self.prediction == "hyvarinen" else q / x
 
 
-def exact_model(mixture: Mixture, prediction: str, x0: Tensor, variance: float = 0.0) -> ScoreModel:
+def exact_model(mixture: Mixture, prediction: str, x0: Tensor, variance: float = 0.0) -> GBMModel:
     """A model with the exact network; its sample i starts from x0[i], noised with variance s^2 + ``variance``."""
-    return ScoreModel(
+    return GBMModel(
         ExactNet(mixture, prediction), GBM(SIGMA), LogNormalPrior(x0, variance), prediction=prediction,
         scale=torch.ones_like(x0[:1]), log_std=mixture.log_std,
     )  # fmt: skip

@@ -40,12 +40,12 @@ MINUTES, BATCH, SAMPLES = 45.0, 128, 1_000
 START_MEAN, START_STD = 0.277126, 0.842829
 
 
-def build(arm: str, images: Tensor) -> fastmsgm.ScoreModel:
+def build(arm: str, images: Tensor) -> fastmsgm.GBMModel:
     """The untrained model of the paper ("paper") or of this project ("ours"); the same network and initial weights."""
     torch.manual_seed(0)
     net = UNet(channels=1, width=32, deep=64, blocks=1)
     process, prediction = (fastmsgm.GBM(0.8), "score") if arm == "paper" else (fastmsgm.GBM(10.0), "denoiser")
-    model = fastmsgm.ScoreModel.for_data(
+    model = fastmsgm.GBMModel.for_data(
         net, process, images, prediction=prediction, offset=1.0, bounds=(0.0, 1.0), precision="bf16"
     )
     if arm == "paper":
@@ -54,7 +54,7 @@ def build(arm: str, images: Tensor) -> fastmsgm.ScoreModel:
     return model
 
 
-def train(arm: str, images: Tensor) -> fastmsgm.ScoreModel:
+def train(arm: str, images: Tensor) -> fastmsgm.GBMModel:
     """Train an arm for its budget, resuming what is there."""
     out = RUNS / arm
     model = build(arm, images)

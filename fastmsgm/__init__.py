@@ -3,14 +3,27 @@
     import fastmsgm
     images = fastmsgm.sample("fashion-gbm", n=64)
 
-``ScoreModel.for_data`` builds a model for your data, ``fit`` trains it, ``sample`` draws from it, ``load`` reads it.
+``GBMModel.for_data`` builds a model for your data, ``fit`` trains it, ``sample`` draws from it, ``load`` reads it.
 """
 
+from fastmsgm.checkpoint import load
 from fastmsgm.gbm import GBM
-from fastmsgm.model import ScoreModel, load
+from fastmsgm.gbm_model import GBMModel
+from fastmsgm.model import ScoreModel
 from fastmsgm.priors import LogNormalPrior
 from fastmsgm.sampling import NonFiniteError, Step, sample, sample_iter
 from fastmsgm.trainer import fit
 
 __version__ = "0.1.0"
-__all__ = ["GBM", "LogNormalPrior", "NonFiniteError", "ScoreModel", "Step", "fit", "load", "sample", "sample_iter"]
+__all__ = [
+    "GBM",
+    "GBMModel",
+    "LogNormalPrior",
+    "NonFiniteError",
+    "ScoreModel",
+    "Step",
+    "fit",
+    "load",
+    "sample",
+    "sample_iter",
+]

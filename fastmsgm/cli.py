@@ -91,7 +91,7 @@ def _train(args: argparse.Namespace) -> None:
     bounds = (0.0, 1.0) if image and unit else None
     torch.manual_seed(args.seed)
     net = nets.UNet(x.shape[1], args.width, 2 * args.width, 1) if image else nets.MLP(x.shape[1], args.width)
-    model = fastmsgm.ScoreModel.for_data(
+    model = fastmsgm.GBMModel.for_data(
         net, fastmsgm.GBM(sigma=args.sigma), x, prediction=args.prediction, offset=offset, bounds=bounds
     ).to(args.device)
     fastmsgm.fit(

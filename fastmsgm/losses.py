@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from fastmsgm import ops, rng
-from fastmsgm.model import LEVELS, ScoreModel
+from fastmsgm.gbm_model import LEVELS, GBMModel
+from fastmsgm.model import ScoreModel
 
 
 def loss(model: ScoreModel, x0: Tensor, stream: Tensor, step: int, levels: tuple[float, float] | None = None) -> Tensor:
@@ -28,13 +29,14 @@ def loss(model: ScoreModel, x0: Tensor, stream: Tensor, step: int, levels: tuple
         step: the optimizer step, part of the noise's address.
         levels: a denoiser's distribution of noise levels; see ``denoising``.
     """
+    assert isinstance(model, GBMModel)
     if model.prediction == "denoiser":
         return denoising(model, x0, stream, step, levels)
     return m_dsm(model, x0, stream, step)
 
 
 def denoising(
-    model: ScoreModel, x0: Tensor, stream: Tensor, step: int, levels: tuple[float, float] | None = None
+    model: GBMModel, x0: Tensor, stream: Tensor, step: int, levels: tuple[float, float] | None = None
 ) -> Tensor:
     """Preconditioned log-space denoising at log s ~ N(mean, std^2), cut off at sigma_max.
 
@@ -56,7 +58,7 @@ def denoising(
     return (f.float() - (y0_part * torch.log(x0.abs()) - z_part * z)).square().mean()
 
 
-def m_dsm(model: ScoreModel, x0: Tensor, stream: Tensor, step: int) -> Tensor:
+def m_dsm(model: GBMModel, x0: Tensor, stream: Tensor, step: int) -> Tensor:
     """Multiplicative denoising score matching at the paper's levels, k uniform in 1 .. N - 1, t = k T / N."""
     uniform = rng.uniforms(x0.shape[0], 1, stream, rng.Kind.TRAINING_TIME, step)[:, 0].numpy()
     t = (1 + np.floor(uniform * (LEVELS - 1))) * model.process.T / LEVELS

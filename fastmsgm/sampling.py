@@ -22,8 +22,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fastmsgm import ops, rng
-from fastmsgm.model import ScoreModel, load
+from fastmsgm.checkpoint import load
+from fastmsgm.model import ScoreModel
 from fastmsgm.solvers import Plan, Solver, resolve
+from fastmsgm.walks import Walk, walk_of
 
 _log = logging.getLogger("fastmsgm")
 
@@ -161,11 +163,11 @@ def _chunks(
     model.eval()
     bar = tqdm(total=n, disable=not progress, desc=f"sampling, {plan.calls} calls", unit="sample")
     try:
-        work = _Workspace(model, plan, size)
+        walk = walk_of(model, plan, size)
         for first in range(start - start % size, start + n, size):
             rows = slice(max(start - first, 0), min(start + n - first, size))
             with torch.no_grad():
-                data = work.run(seed, first, rows, callback)
+                data = _chunk(walk, seed, first, rows, callback)
             bar.update(len(data))
             yield data
     finally:
@@ -174,54 +176,29 @@ def _chunks(
             module.training = training
 
 
-class _Workspace:
-    """The arrays of one chunk, allocated once, and the loop over them."""
+def _chunk(walk: Walk, seed: int, first: int, rows: slice, callback: Callable[[Step], None] | None) -> Tensor:
+    """The given rows of samples first .. first + size - 1, in the data's own range; only they must be finite."""
+    stream = rng.stream(seed, first, walk.model.device)
+    bad = torch.full((walk.size,), -1, dtype=torch.int32, device=walk.model.device)
+    walk.draw(stream)
+    _show(walk, 0, first, callback)
+    for k in range(walk.plan.calls):
+        f = walk.model(walk.net_in, walk.conditions[k])
+        walk.step(k, f, stream, bad)
+        _show(walk, k + 1, first, callback)
+    failed = bad[rows].cpu()
+    if bool((failed >= 0).any()):
+        indices = (failed >= 0).nonzero().flatten() + first + rows.start
+        raise NonFiniteError(int(failed[failed >= 0].min()), indices.tolist())
+    return walk.data(rows)
 
-    def __init__(self, model: ScoreModel, plan: Plan, size: int) -> None:
-        device, shape = model.device, (size, *model.shape)
-        self.model, self.plan, self.size = model, plan, size
-        self.table = torch.from_numpy(plan.table).to(device, torch.float32)
-        conditions = torch.from_numpy(model.condition(plan.levels)).to(device, torch.float32)
-        self.conditions = conditions[:, None].expand(-1, size).unbind(0)
-        first = float(plan.levels[0])
-        shift = model.process.drift * (first / model.process.sigma) ** 2
-        c_in = model.preconditioning(plan.levels[:1])[0, 3]
-        self.start = torch.tensor([shift, model.prior.std(first), c_in])
-        self.start = self.start.to(device, torch.float32).expand(size, 3)
-        self.centres = (model.prior.centres / model.scale).contiguous()
-        self.x = torch.empty(shape, dtype=torch.float32, device=device)
-        self.net_in = torch.empty_like(self.x, dtype=model.input_dtype) if model.prediction == "denoiser" else None
-        self.history = torch.zeros_like(self.x) if plan.multistep else None
 
-    def run(self, seed: int, first: int, rows: slice, callback: Callable[[Step], None] | None) -> Tensor:
-        """The given rows of samples first .. first + size - 1, in the data's own range; only they must be finite."""
-        model, plan, x = self.model, self.plan, self.x
-        stream = rng.stream(seed, first, x.device)
-        bad = torch.full((self.size,), -1, dtype=torch.int32, device=x.device)
-        centre = self.centres[torch.arange(first, first + self.size, device=x.device) % len(self.centres)]
-        ops.gbm_perturb_(centre, self.start, stream, rng.Kind.PRIOR, 0, x_t=x, net_in=self.net_in, z=None)
-        net_in = x if self.net_in is None else self.net_in
-        stein = model.prediction == "score"
-        self._show(0, first, callback)
-        for k in range(plan.calls):
-            f = model(net_in, self.conditions[k])
-            ops.gbm_step_(
-                x, f, self.table, stream, k, bad, self.history, self.net_in, stein, plan.linear, plan.log_state
-            )  # fmt: skip
-            self._show(k + 1, first, callback)
-        failed = bad[rows].cpu()
-        if bool((failed >= 0).any()):
-            indices = (failed >= 0).nonzero().flatten() + first + rows.start
-            raise NonFiniteError(int(failed[failed >= 0].min()), indices.tolist())
-        return model.to_data(x[rows])
-
-    def _show(self, index: int, first: int, callback: Callable[[Step], None] | None) -> None:
-        if callback is None:
-            return
-        scale, calls = self.model.scale, self.plan.calls
-        level = float(self.plan.levels[index]) if index < calls else 0.0
-        denoised = None if self.history is None or index == 0 else torch.exp(self.history) * scale
-        callback(Step(index, calls, level, first, self.x * scale, denoised))
+def _show(walk: Walk, index: int, first: int, callback: Callable[[Step], None] | None) -> None:
+    if callback is None:
+        return
+    calls = walk.plan.calls
+    level = float(walk.plan.levels[index]) if index < calls else 0.0
+    callback(Step(index, calls, level, first, walk.state(), walk.denoised() if index else None))
 
 
 def _resolve_model(model: ScoreModel | str | os.PathLike[str], device: torch.device | str | None) -> ScoreModel:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,19 +27,19 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from fastmsgm import losses, rng
-from fastmsgm.gbm import check_multiplicative
 from fastmsgm.model import ScoreModel, write_atomically
 
+Model = TypeVar("Model", bound=ScoreModel)
 _log = logging.getLogger("fastmsgm")
 CHECKPOINT_SECONDS = 180.0
 FLUSH_EVERY = 50  # steps between two looks at the loss, each of which waits for the device
 
 
 def fit(
-    model: ScoreModel, data: Tensor, *, steps: int, batch_size: int = 128, lr: float = 1e-3, ema: float = 0.999,
+    model: Model, data: Tensor, *, steps: int, batch_size: int = 128, lr: float = 1e-3, ema: float = 0.999,
     precision: str | None = None, out: str | os.PathLike[str] | None = None, seed: int = 0, warmup: int = 500,
     clip: float = 1.0, levels: tuple[float, float] | None = None, tensorboard: bool = False, progress: bool = True,
-) -> ScoreModel:  # fmt: skip
+) -> Model:  # fmt: skip
     """Train ``model`` on ``data`` and return it, in place, with the exponential moving average of its weights.
 
     Adam with linear warm-up and cosine decay to zero, gradients clipped. With ``out`` a checkpoint is written every
@@ -47,7 +47,7 @@ def fit(
     exactly unless the network itself draws random numbers (dropout).
 
     Args:
-        model: from ``ScoreModel.for_data``, trained on its own device.
+        model: from ``GBMModel.for_data``, trained on its own device.
         data: (N, ...) float32 in the data's own range.
         steps: optimizer steps in all.    batch_size: samples per step.    lr: peak learning rate.
         ema: decay of the weight average per step, in [0, 1).
@@ -73,8 +73,8 @@ def fit(
     _check("lr", lr, isinstance(lr, (int, float)) and lr > 0, "positive")
     _check("ema", ema, isinstance(ema, (int, float)) and 0 <= ema < 1, "in [0, 1)")
     if levels is not None:
-        good = model.prediction == "denoiser" and len(levels) == 2 and all(map(math.isfinite, levels)) and levels[1] > 0
-        _check("levels", levels, good, "a finite mean and a positive standard deviation, for a denoiser only")
+        good = len(levels) == 2 and all(map(math.isfinite, levels)) and levels[1] > 0
+        _check("levels", levels, good, "a finite mean and a positive standard deviation")
     _check("tensorboard", tensorboard, not tensorboard or out is not None, "given together with out")
     if not isinstance(data, Tensor):
         raise TypeError(f"data must be a tensor, got {type(data).__name__}: convert arrays with torch.from_numpy")
@@ -84,9 +84,7 @@ def fit(
             f"data must be float32 of shape ({expected}), got {data.dtype} {tuple(data.shape)}: convert with .float()"
         )
     states = model.to_state(data.to(model.device))
-    check_multiplicative("data", states)
-    if model.prediction == "denoiser" and not bool((states > 0).all()):
-        raise ValueError("data must keep, in every feature, the sign of the data that the model was built for")
+    model.check_states(states)
     noise = rng.stream(seed)
     settings = {
         "steps": steps,
@@ -98,11 +96,10 @@ def fit(
         "clip": clip,
         "precision": precision,
         "rows": len(states),
-        "process": str(model.process),
-        "prediction": model.prediction,
-        "offset": model.offset,
-        "levels": levels and list(levels),
+        "levels": levels,
+        **model.config(),
     }
+    settings = json.loads(json.dumps(settings))  # as a checkpoint gives them back
     run = _Run(model, settings, Path(out) if out is not None else None)
     model.precision = precision
     order = _DataOrder(len(states), seed)

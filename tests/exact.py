@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fastmsgm import GBMModel
 from fastmsgm.gbm import GBM
-from fastmsgm.model import ScoreModel
 from fastmsgm.priors import LogNormalPrior
 
 MEAN = torch.tensor([0.5, -0.2, 0.1])
@@ -40,14 +40,14 @@ class ExactNet(nn.Module):
         return q / x if self.prediction == "score" else q
 
 
-def exact_model(prediction: str, sigma: float = 0.8, mu: float | None = None) -> ScoreModel:
+def exact_model(prediction: str, sigma: float = 0.8, mu: float | None = None) -> GBMModel:
     """A model of the data above with the exact network; a denoiser's scale is off by 10 %, as a fitted one may be."""
     process = GBM(sigma, mu)
     log_std = float(VARIANCE.mean().sqrt())
     scale = torch.exp(MEAN - 0.1)[None] if prediction == "denoiser" else torch.ones(1, len(MEAN))
     prior = LogNormalPrior(torch.exp(MEAN)[None], float(VARIANCE.mean()))
     net = ExactNet(process, prediction, MEAN - torch.log(scale[0]), log_std)
-    return ScoreModel(net, process, prior, prediction=prediction, scale=scale, log_std=log_std).eval()
+    return GBMModel(net, process, prior, prediction=prediction, scale=scale, log_std=log_std).eval()
 
 
 def log_normal_data(n: int, seed: int = 0) -> Tensor:

@@ -26,7 +26,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = load_file(FIXTURE)["images"].float() / 255
     torch.manual_seed(0)
     net = nets.UNet(1, 16, 16, 1)
-    fastmsgm.ScoreModel.for_data(net, fastmsgm.GBM(10.0), images, offset=1.0, bounds=(0.0, 1.0)).save(folder)
+    fastmsgm.GBMModel.for_data(net, fastmsgm.GBM(10.0), images, offset=1.0, bounds=(0.0, 1.0)).save(folder)
     return folder
 
 
@@ -107,7 +107,7 @@ def test_interruption_is_said(
 
 def test_a_grid_of_vectors_is_refused_before_sampling(tmp_path: Path) -> None:
     data = torch.rand(9, 3) + 1
-    fastmsgm.ScoreModel.for_data(nets.MLP(3, 8), fastmsgm.GBM(5.0), data).save(tmp_path / "model")
+    fastmsgm.GBMModel.for_data(nets.MLP(3, 8), fastmsgm.GBM(5.0), data).save(tmp_path / "model")
     arguments = ["sample", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "x.npy"), "--device", "cpu"]
     assert cli.main([*arguments, "--grid", str(tmp_path / "grid.png")]) == 1
     assert not (tmp_path / "x.npy").exists()

@@ -7,14 +7,14 @@ import torch
 from exact import VARIANCE, exact_model, log_normal_data
 from torch import Tensor
 
-from fastmsgm import GBM, ScoreModel, losses, rng
+from fastmsgm import GBM, GBMModel, losses, rng
 from fastmsgm.losses import denoising, loss, m_dsm
 from fastmsgm.nets import MLP
 
 PREDICTIONS = ("denoiser", "hyvarinen", "score")
 
 
-def gradients(model: ScoreModel, gain: float, bias: float, batches: int = 60) -> Tensor:
+def gradients(model: GBMModel, gain: float, bias: float, batches: int = 60) -> Tensor:
     """Gradients (batches, 6) with respect to gain and bias of each feature, one batch of 500 noisings each."""
     with torch.no_grad():
         model.net.gain.fill_(gain)
@@ -86,7 +86,7 @@ def test_a_network_that_says_nothing_has_unit_loss() -> None:
     """The denoiser's target has unit variance at every level where the data's spread is log_std."""
     torch.manual_seed(0)
     y = 0.3 * torch.randn(4000, 8)
-    model = ScoreModel.for_data(MLP(8), GBM(12.0), torch.exp(y + torch.arange(8) / 4))
+    model = GBMModel.for_data(MLP(8), GBM(12.0), torch.exp(y + torch.arange(8) / 4))
     torch.nn.init.zeros_(model.net.out.weight)
     torch.nn.init.zeros_(model.net.out.bias)
     states = model.to_state(torch.exp(y + torch.arange(8) / 4))

@@ -1,4 +1,4 @@
-"""ScoreModel: preconditioning, fits to data, units, files."""
+"""GBMModel: preconditioning, fits to data, units, files."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from exact import MEAN, exact_model, log_normal_data
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fastmsgm import GBM, LogNormalPrior, ScoreModel, load, ops, rng
+from fastmsgm import GBM, GBMModel, LogNormalPrior, load, ops, rng
 from fastmsgm.model import write_atomically
 from fastmsgm.nets import MLP, UNet
 
 
-def build(prediction: str = "denoiser", **changes) -> ScoreModel:
+def build(prediction: str = "denoiser", **changes) -> GBMModel:
     torch.manual_seed(0)
     process = changes.pop("process", GBM(0.8))
-    return ScoreModel.for_data(MLP(3, 8), process, log_normal_data(300), prediction=prediction, **changes)
+    return GBMModel.for_data(MLP(3, 8), process, log_normal_data(300), prediction=prediction, **changes)
 
 
 # ---- preconditioning ----
@@ -32,7 +32,7 @@ def test_a_denoisers_input_and_target_have_unit_variance(s: float) -> None:
     """On Gaussian log-data of deviation log_std: c_in y, and the target (y_0 - c_skip y) / c_out of training."""
     torch.manual_seed(0)
     x0 = torch.exp(0.4 * torch.randn(4000, 5) + torch.arange(5))
-    model = ScoreModel.for_data(MLP(5), GBM(12.0), x0)
+    model = GBMModel.for_data(MLP(5), GBM(12.0), x0)
     states = model.to_state(x0)
     k0, k1, k2, c_in = model.preconditioning(np.array([s]))[0]
     net_in, z = torch.empty_like(states), torch.empty_like(states)
@@ -113,7 +113,7 @@ def test_labels_ask_for_the_class_average_start() -> None:
 @pytest.mark.parametrize("prediction", ["denoiser", "score"])
 def test_to_state_and_to_data_are_inverse(prediction: str) -> None:
     images = torch.rand(20, 1, 4, 4)
-    model = ScoreModel.for_data(UNet(1, 16, 32, 1), GBM(2.0), images, offset=1.0, prediction=prediction)
+    model = GBMModel.for_data(UNet(1, 16, 32, 1), GBM(2.0), images, offset=1.0, prediction=prediction)
     states = model.to_state(images)
     torch.testing.assert_close(model.to_data(states.clone()), images, rtol=0, atol=1e-6)
     if prediction == "score":
@@ -129,7 +129,7 @@ def test_to_data_clamps_to_the_bounds() -> None:
 
 def test_negative_features_stay_negative() -> None:
     x0 = log_normal_data(100) * torch.tensor([1.0, -1.0, 1.0])
-    model = ScoreModel.for_data(MLP(3), GBM(0.8), x0)
+    model = GBMModel.for_data(MLP(3), GBM(0.8), x0)
     assert model.scale.sign().tolist() == [[1, -1, 1]]
     assert bool((model.to_state(x0) > 0).all())
 
@@ -149,13 +149,13 @@ def test_negative_features_stay_negative() -> None:
 @pytest.mark.parametrize("prediction", ["denoiser", "score"])
 def test_for_data_refuses_data(data: Tensor, error: type[Exception], message: str, prediction: str) -> None:
     with pytest.raises(error, match=message):
-        ScoreModel.for_data(MLP(3), GBM(0.8), data, prediction=prediction)
+        GBMModel.for_data(MLP(3), GBM(0.8), data, prediction=prediction)
 
 
 def test_for_data_sees_zeros_after_the_offset() -> None:
     with pytest.raises(ValueError, match="data must have no zeros"):
-        ScoreModel.for_data(MLP(3), GBM(0.8), torch.ones(4, 3), offset=-1.0)
-    assert ScoreModel.for_data(MLP(3), GBM(0.8), torch.tensor([[0.0], [1.0]]), offset=1.0).offset == 1
+        GBMModel.for_data(MLP(3), GBM(0.8), torch.ones(4, 3), offset=-1.0)
+    assert GBMModel.for_data(MLP(3), GBM(0.8), torch.tensor([[0.0], [1.0]]), offset=1.0).offset == 1
 
 
 @pytest.mark.parametrize(
@@ -207,6 +207,7 @@ def test_save_and_load(prediction: str, dtype: torch.dtype, tmp_path: Path) -> N
     assert all(v.dtype == dtype for k, v in stored.items() if k.startswith("net."))
     again = load(tmp_path / "model")
     assert again.process == model.process
+    assert isinstance(again, GBMModel)
     assert not again.training
     assert again.precision == "bf16"
     assert again.bounds == (0.0, 4.0)
@@ -221,7 +222,7 @@ def test_save_and_load(prediction: str, dtype: torch.dtype, tmp_path: Path) -> N
 
 def test_a_saved_unet_computes_the_same(tmp_path: Path) -> None:
     images = torch.rand(10, 1, 8, 8)
-    model = ScoreModel.for_data(UNet(1, 16, 32, 1), GBM(10.0), images, offset=1.0, bounds=(0.0, 1.0)).eval()
+    model = GBMModel.for_data(UNet(1, 16, 32, 1), GBM(10.0), images, offset=1.0, bounds=(0.0, 1.0)).eval()
     nn.init.normal_(model.net.out.weight)
     model.save(tmp_path)
     x, c = torch.randn(3, 1, 8, 8), torch.rand(3)
@@ -243,7 +244,7 @@ class Own(nn.Module):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_network_of_ones_own(dtype: torch.dtype, tmp_path: Path) -> None:
-    model = ScoreModel.for_data(Own(), GBM(0.8), log_normal_data(50))
+    model = GBMModel.for_data(Own(), GBM(0.8), log_normal_data(50))
     model.save(tmp_path, dtype)
     again = load(tmp_path, net=Own())
     assert torch.equal(again.net.linear.weight, model.net.linear.weight.to(dtype).float())
@@ -297,18 +298,18 @@ def test_a_damaged_checkpoint(damage: str, tmp_path: Path) -> None:
 
 def test_labels_leave_a_denoisers_state_centred() -> None:
     x0 = 5 * log_normal_data(300)
-    model = ScoreModel.for_data(MLP(3, 8), GBM(0.8), x0, labels=torch.arange(300) % 4)
+    model = GBMModel.for_data(MLP(3, 8), GBM(0.8), x0, labels=torch.arange(300) % 4)
     assert len(model.prior.centres) == 4
     assert float(torch.log(model.to_state(x0)).mean(0).abs().max()) < 1e-6
 
 
 def test_for_data_refuses_what_a_denoiser_cannot_learn() -> None:
     with pytest.raises(ValueError, match=r"log_std must be positive, got 0\.0"):
-        ScoreModel.for_data(MLP(3), GBM(5.0), torch.full((9, 3), 2.0))
+        GBMModel.for_data(MLP(3), GBM(5.0), torch.full((9, 3), 2.0))
     with pytest.raises(ValueError, match=r"sigma sqrt\(T\) must be above 0\.002"):
-        ScoreModel.for_data(MLP(3), GBM(0.001), log_normal_data(9))
+        GBMModel.for_data(MLP(3), GBM(0.001), log_normal_data(9))
     with pytest.raises(TypeError, match="data must be a tensor, got ndarray"):
-        ScoreModel.for_data(MLP(3), GBM(5.0), np.ones((9, 3), np.float32))  # type: ignore[arg-type]
+        GBMModel.for_data(MLP(3), GBM(5.0), np.ones((9, 3), np.float32))  # type: ignore[arg-type]
 
 
 def test_a_network_that_returns_no_tensor() -> None:

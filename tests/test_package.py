@@ -24,7 +24,7 @@ sys.modules.update(triton=None, numba=None)
 import torch, fastmsgm
 from fastmsgm import nets, ops
 data = torch.rand(32, 3) + 1
-model = fastmsgm.ScoreModel.for_data(nets.MLP(3, 16), fastmsgm.GBM(sigma=5.0), data)
+model = fastmsgm.GBMModel.for_data(nets.MLP(3, 16), fastmsgm.GBM(sigma=5.0), data)
 fastmsgm.fit(model, data, steps=2, batch_size=8, progress=False)
 print(ops.backend("cpu"), ops.backend("cuda"), tuple(fastmsgm.sample(model, 5, steps=3, progress=False).shape))
 """

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from fastmsgm import GBM, NonFiniteError, ScoreModel, sample, sample_iter
+from fastmsgm import GBM, GBMModel, NonFiniteError, sample, sample_iter
 from fastmsgm.nets import MLP, UNet
 from fastmsgm.sampling import Step
 from fastmsgm.solvers import DaleLangevin, Heun
@@ -26,21 +26,21 @@ def draw(model: Any, n: int, **options: Any) -> Tensor:
     return sample(model, n, **{"progress": False, **options})
 
 
-def vectors(prediction: str = "denoiser", **options: Any) -> ScoreModel:
+def vectors(prediction: str = "denoiser", **options: Any) -> GBMModel:
     """A model of three features with a random network."""
     torch.manual_seed(0)
     net = MLP(3, 16, 2)
     nn.init.normal_(net.out.weight, std=0.05)
     process = GBM(5.0 if prediction == "denoiser" else 0.8)
-    return ScoreModel.for_data(net, process, log_normal_data(200), prediction=prediction, **options).eval()
+    return GBMModel.for_data(net, process, log_normal_data(200), prediction=prediction, **options).eval()
 
 
-def pictures(precision: str = "fp32") -> ScoreModel:
+def pictures(precision: str = "fp32") -> GBMModel:
     torch.manual_seed(0)
     net = UNet(1, 16, 32, 1)
     nn.init.normal_(net.out.weight, std=0.05)
     data = torch.rand(20, 1, 8, 8)
-    return ScoreModel.for_data(net, GBM(8.0), data, offset=1.0, bounds=(0.0, 1.0), precision=precision).eval()
+    return GBMModel.for_data(net, GBM(8.0), data, offset=1.0, bounds=(0.0, 1.0), precision=precision).eval()
 
 
 class Wrapped(nn.Module):
@@ -62,7 +62,7 @@ class Wrapped(nn.Module):
 
 @pytest.mark.parametrize("batch_size", [None, 32, 7])
 @pytest.mark.parametrize("build", [vectors, lambda: exact_model("score"), pictures])
-def test_a_part_of_the_stream_is_bit_equal(build: Callable[[], ScoreModel], batch_size: int | None) -> None:
+def test_a_part_of_the_stream_is_bit_equal(build: Callable[[], GBMModel], batch_size: int | None) -> None:
     model = build()
     options: dict[str, Any] = {"seed": 3, "steps": 4, "batch_size": batch_size}
     whole = draw(model, 100, **options)
@@ -102,13 +102,13 @@ def test_the_default_batch_is_a_function_of_the_number_of_features(d: int, expec
     data = torch.rand(4, d) + 1
     net = Wrapped(nn.Identity(), lambda call, x, f: seen.append(len(x)))
     net.net.forward = lambda x, c: torch.zeros_like(x)
-    draw(ScoreModel.for_data(net, GBM(1.0), data), 3, steps=1)
+    draw(GBMModel.for_data(net, GBM(1.0), data), 3, steps=1)
     assert seen == [expected]
 
 
 def test_class_centres_are_taken_in_turn() -> None:
     x0, labels = log_normal_data(60), torch.arange(60) % 3
-    model = ScoreModel.for_data(MLP(3), GBM(1e-3), x0 * (1 + labels[:, None]), prediction="hyvarinen", labels=labels)
+    model = GBMModel.for_data(MLP(3), GBM(1e-3), x0 * (1 + labels[:, None]), prediction="hyvarinen", labels=labels)
     first = []
     model.net = Wrapped(model.net, lambda call, x, f: first.append(x.clone()))
     draw(model, 6, start=4, batch_size=8, steps=1, solver=DaleLangevin())
@@ -193,7 +193,7 @@ def test_outputs(tmp_path: Path) -> None:
     assert manifest["backend"] in ("cpu", "reference")
 
 
-def iterate(model: ScoreModel, n: int, **options: Any) -> Any:
+def iterate(model: GBMModel, n: int, **options: Any) -> Any:
     return sample_iter(model, n, **{"progress": False, **options})
 
 
@@ -211,7 +211,7 @@ def test_a_model_by_its_folder(tmp_path: Path) -> None:
 # ---- failures ----
 
 
-def failing(model: ScoreModel, calls: int, chunk: int, step: int, rows: list[int], value: float) -> ScoreModel:
+def failing(model: GBMModel, calls: int, chunk: int, step: int, rows: list[int], value: float) -> GBMModel:
     """The model, whose network returns ``value`` for some rows at one step of one chunk."""
 
     def watch(call: int, x: Tensor, f: Tensor) -> Tensor:
@@ -401,7 +401,7 @@ class Count(TorchDispatchMode):
 
 @pytest.mark.parametrize("solver", ["dpm++2m", "sde-dpm++2m", "heun", "dale-langevin"])
 @pytest.mark.parametrize("build", [vectors, pictures, lambda: pictures("bf16"), lambda: exact_model("score")])
-def test_operator_calls_per_step_are_the_networks_and_one(build: Callable[[], ScoreModel], solver: str) -> None:
+def test_operator_calls_per_step_are_the_networks_and_one(build: Callable[[], GBMModel], solver: str) -> None:
     model = build()
     if model.prediction == "score" and solver != "dale-langevin":
         solver = "sign-agnostic"
@@ -473,6 +473,6 @@ def test_a_module_that_was_frozen_stays_so() -> None:
 def test_a_channels_last_model() -> None:
     torch.manual_seed(0)
     data = torch.rand(20, 8, 8, 3).permute(0, 3, 1, 2)
-    model = ScoreModel.for_data(UNet(3, 16, 32, 1), GBM(8.0), data, offset=1.0).eval()
+    model = GBMModel.for_data(UNet(3, 16, 32, 1), GBM(8.0), data, offset=1.0).eval()
     expected = draw(model, 4, steps=2, batch_size=8)
     torch.testing.assert_close(draw(model.to(memory_format=torch.channels_last), 4, steps=2, batch_size=8), expected)

@@ -18,9 +18,9 @@ import torch
 from numpy.polynomial import chebyshev, hermite_e
 from scipy.integrate import quad
 
-from fastmsgm import GBM, LogNormalPrior, ScoreModel, reference, rng, solvers
+from fastmsgm import GBM, GBMModel, LogNormalPrior, reference, rng, solvers
 from fastmsgm.reference import COLUMNS
-from fastmsgm.solvers import ERSDE2, DaleLangevin, DPMSolverPP2M, Euler, Heun, Plan, SignAgnostic, Solver
+from fastmsgm.solvers import ERSDE2, DaleLangevin, DPMSolverPP2M, Euler, GBMPlan, Heun, SignAgnostic, Solver
 
 SIGMA = 0.8
 MEAN, SD = 0.3, 0.2  # of the log-data whose scores are exact
@@ -33,17 +33,17 @@ LOG_SOLVERS = {
 }  # fmt: skip
 
 
-def model(prediction: str, sigma: float = SIGMA, mu: float | None = None) -> ScoreModel:
+def model(prediction: str, sigma: float = SIGMA, mu: float | None = None) -> GBMModel:
     one = torch.ones(1, 1)
     prior = LogNormalPrior(one, 0.0)
     process = GBM(sigma, mu)
-    return ScoreModel(torch.nn.Identity(), process, prior, prediction=prediction, scale=one, log_std=LOG_STD)
+    return GBMModel(torch.nn.Identity(), process, prior, prediction=prediction, scale=one, log_std=LOG_STD)
 
 
 # ---- exact networks on Gaussian log-data ----
 
 
-def exact_output(of: ScoreModel) -> Callable[[float, float], float]:
+def exact_output(of: GBMModel) -> Callable[[float, float], float]:
     """g(input, condition): a denoiser's raw output from (c_in y, log(s) / 4), otherwise q from (y, t)."""
     drift = of.process.drift
 
@@ -60,7 +60,7 @@ def exact_output(of: ScoreModel) -> Callable[[float, float], float]:
     return denoiser if of.prediction == "denoiser" else hyvarinen
 
 
-def propagate(of: ScoreModel, plan: Plan, mean: float, variance: float) -> tuple[float, float]:
+def propagate(of: GBMModel, plan: GBMPlan, mean: float, variance: float) -> tuple[float, float]:
     """Mean and variance of y after the plan, from N(mean, variance)."""
     g = exact_output(of)
     centre, covariance = np.array([mean, 0.0]), np.diag([variance, 0.0])
@@ -126,7 +126,7 @@ def test_order_of_dale_langevin(mu: float | None) -> None:
         assert order(mean_errors) == pytest.approx(1, abs=0.4)
 
 
-def propagate_moments(of: ScoreModel, plan: Plan) -> tuple[float, float]:
+def propagate_moments(of: GBMModel, plan: GBMPlan) -> tuple[float, float]:
     """Mean and variance of y after a plan of log_state=False rows from the exact law at time T, by quadrature."""
     g, drift = exact_output(of), of.process.drift
     z, weights = hermite_e.hermegauss(16)
@@ -309,7 +309,9 @@ def test_published_settings(data: str) -> None:
 # ---- the paper's updates ----
 
 
-def applied(plan: Plan, row: int, x: torch.Tensor, f: torch.Tensor, stein: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def applied(
+    plan: GBMPlan, row: int, x: torch.Tensor, f: torch.Tensor, stein: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The state after a row in float64, and the noise that it saw."""
     stream = rng.stream(3, 11)
     out, bad = torch.empty_like(x), torch.full(x.shape[:1], -1, dtype=torch.int32)

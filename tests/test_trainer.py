@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fastmsgm import GBM, ScoreModel, fit, load, losses, rng, trainer
+from fastmsgm import GBM, GBMModel, fit, load, losses, rng, trainer
 from fastmsgm.nets import MLP, UNet
 from fastmsgm.trainer import _DataOrder
 
@@ -32,18 +32,18 @@ def clothes() -> Tensor:
     return load_file(FIXTURE)["images"].float() / 255
 
 
-def image_model(clothes: Tensor, prediction: str = "denoiser") -> ScoreModel:
+def image_model(clothes: Tensor, prediction: str = "denoiser") -> GBMModel:
     torch.manual_seed(0)
     net = UNet(width=16, deep=32, blocks=1)
-    return ScoreModel.for_data(net, GBM(10.0), clothes, prediction=prediction, offset=1.0, bounds=(0.0, 1.0))
+    return GBMModel.for_data(net, GBM(10.0), clothes, prediction=prediction, offset=1.0, bounds=(0.0, 1.0))
 
 
-def vector_model() -> ScoreModel:
+def vector_model() -> GBMModel:
     torch.manual_seed(0)
-    return ScoreModel.for_data(MLP(3, 8, 1), GBM(5.0), DATA)
+    return GBMModel.for_data(MLP(3, 8, 1), GBM(5.0), DATA)
 
 
-def train(model: ScoreModel, data: Tensor = DATA, **options: Any) -> ScoreModel:
+def train(model: GBMModel, data: Any = DATA, **options: Any) -> GBMModel:
     return fit(model, data, **{"steps": 10, "batch_size": 16, "warmup": 2, "progress": False, **options})
 
 
@@ -56,7 +56,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], Ten
     """Do something in the middle of an optimizer step, and return its result as the loss if it has one."""
     original = losses.loss
 
-    def hooked(model: ScoreModel, x0: Tensor, stream: Tensor, k: int, levels: tuple[float, float] | None) -> Tensor:
+    def hooked(model: GBMModel, x0: Tensor, stream: Tensor, k: int, levels: tuple[float, float] | None) -> Tensor:
         value = original(model, x0, stream, k, levels)
         replaced = action() if k == step else None
         return value if replaced is None else value * replaced
@@ -92,7 +92,7 @@ def test_every_prediction_learns() -> None:
     # A denoiser's preconditioning leaves little to learn on data as simple as these: the least loss is 0.92.
     for prediction, sigma, share in (("denoiser", 5.0, 0.95), ("hyvarinen", 0.8, 0.8), ("score", 0.8, 0.8)):
         torch.manual_seed(0)
-        model = ScoreModel.for_data(MLP(3, 32, 2), GBM(sigma), DATA, prediction=prediction)
+        model = GBMModel.for_data(MLP(3, 32, 2), GBM(sigma), DATA, prediction=prediction)
         before = losses.loss(model, model.to_state(DATA), rng.stream(7), 0).item()
         train(model, steps=150, lr=3e-3, ema=0.9, batch_size=64)
         after = losses.loss(model, model.to_state(DATA), rng.stream(7), 0).item()
@@ -237,7 +237,7 @@ def test_a_cut_between_two_files_of_a_checkpoint(files: int, tmp_path: Path, mon
 
 def test_a_thread_may_train() -> None:
     """Signals belong to the main thread; elsewhere fit does without them."""
-    results: list[ScoreModel] = []
+    results: list[GBMModel] = []
     thread = threading.Thread(target=lambda: results.append(train(vector_model())))
     thread.start()
     thread.join()
@@ -374,14 +374,14 @@ def test_a_run_of_another_model_or_data_set_is_refused(other: str, tmp_path: Pat
     process = GBM(2.0) if other == "process" else GBM(5.0)
     prediction = "score" if other == "prediction" else "denoiser"
     torch.manual_seed(0)
-    model = ScoreModel.for_data(MLP(3, 8, 1), process, DATA, prediction=prediction)
+    model = GBMModel.for_data(MLP(3, 8, 1), process, DATA, prediction=prediction)
     with pytest.raises(ValueError, match=rf"other settings .*'{other}'"):
         train(model, DATA[:40] if other == "rows" else DATA, out=tmp_path)
 
 
 def test_images_with_channels_last_can_be_trained_on() -> None:
     data = torch.rand(20, 8, 8, 3).permute(0, 3, 1, 2)
-    model = ScoreModel.for_data(UNet(3, 16, 32, 1), GBM(8.0), data, offset=1.0)
+    model = GBMModel.for_data(UNet(3, 16, 32, 1), GBM(8.0), data, offset=1.0)
     train(model, data, steps=2, batch_size=4)
 
 

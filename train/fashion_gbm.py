@@ -28,7 +28,7 @@ def main() -> None:
     torch.manual_seed(0)
     images = data.fashion_mnist()
     net = UNet(channels=1, width=64, deep=128, blocks=1)
-    model = fastmsgm.ScoreModel.for_data(
+    model = fastmsgm.GBMModel.for_data(
         net, fastmsgm.GBM(sigma=10.0), images, offset=1.0, bounds=(0.0, 1.0), precision="bf16"
     )
     fastmsgm.fit(model, images, steps=args.steps, batch_size=128, lr=2e-3, out=f"{args.out}/detail")

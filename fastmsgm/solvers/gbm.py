@@ -18,17 +18,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
 
+from fastmsgm.gbm_model import GBMModel
 from fastmsgm.model import ScoreModel
+from fastmsgm.solvers.base import Plan, Solver
 
 
 @dataclass(frozen=True)
-class Plan:
+class GBMPlan(Plan):
     """What sampling does: one network call and one ``gbm_step`` per row.
 
     Args:
@@ -39,26 +40,9 @@ class Plan:
         log_state: rows use log|x|.
     """
 
-    levels: np.ndarray
-    table: np.ndarray
     multistep: bool
     linear: bool
     log_state: bool
-
-    @property
-    def calls(self) -> int:
-        """Network calls per sample."""
-        return len(self.levels)
-
-
-class Solver(ABC):
-    """Turns a model and a number of steps into a plan."""
-
-    default_steps: int
-
-    @abstractmethod
-    def plan(self, model: ScoreModel, steps: int) -> Plan:
-        """The plan of ``steps`` updates on the time grid."""
 
 
 def karras_levels(steps: int, s_min: float, s_max: float, rho: float = 7.0) -> np.ndarray:
@@ -74,7 +58,8 @@ class LogSolver(Solver):
     default_steps = 18
     multistep = True
 
-    def plan(self, model: ScoreModel, steps: int) -> Plan:
+    def plan(self, model: ScoreModel, steps: int) -> GBMPlan:
+        model = _gbm(self, model)
         if model.process.drift:
             raise ValueError(f"{type(self).__name__} needs mu = sigma^2 / 2, got {model.process}: use DaleLangevin")
         grid = karras_levels(steps, model.s_min, model.process.sigma_max)
@@ -194,7 +179,8 @@ class PaperSolver(Solver):
             if not good:
                 raise ValueError(f"{name} must be {allowed}, got {value!r}")
 
-    def plan(self, model: ScoreModel, steps: int) -> Plan:
+    def plan(self, model: ScoreModel, steps: int) -> GBMPlan:
+        model = _gbm(self, model)
         process, denoiser = model.process, model.prediction == "denoiser"
         sigma = self.sigma or process.sigma
         if not denoiser and sigma != process.sigma:
@@ -245,22 +231,6 @@ class SignAgnostic(PaperSolver):
         return True
 
 
-SOLVERS: dict[str, Callable[[], Solver]] = {
-    "euler": Euler,
-    "heun": Heun,
-    "dpm++2m": DPMSolverPP2M,
-    "sde-dpm++2m": lambda: DPMSolverPP2M(stochastic=True),
-    "er-sde-2": ERSDE2,
-    "dale-langevin": DaleLangevin,
-    "sign-agnostic": SignAgnostic,
-}
-ALIASES = {
-    "dls": "dale-langevin",
-    "adls": "dale-langevin",
-    "ums": "sign-agnostic",
-    "aums": "sign-agnostic",
-}
-
 # The authors' configurations (their repository; N = 1000, sigma = 0.8, images + 1): Dale-Langevin, then sign-agnostic.
 PUBLISHED: dict[str, tuple[DaleLangevin, SignAgnostic]] = {
     "mnist": (DaleLangevin(6.165455e-4, 1, 0.995), SignAgnostic(1.438450e-4, 4, 0.995)),
@@ -270,29 +240,16 @@ PUBLISHED: dict[str, tuple[DaleLangevin, SignAgnostic]] = {
 }
 
 
-def resolve(solver: str | Solver | None, model: ScoreModel) -> Solver:
-    """A solver from its name or itself; None is "dpm++2m" for a denoiser and "dale-langevin" for a score network.
-
-    Raises:
-        ValueError: an unknown name.
-        TypeError: neither a name nor a Solver.
-    """
-    if solver is None:
-        solver = "dpm++2m" if model.prediction == "denoiser" else "dale-langevin"
-    if isinstance(solver, Solver):
-        return solver
-    if not isinstance(solver, str):
-        raise TypeError(f"solver must be a name or a Solver, got {solver!r} ({type(solver).__name__})")
-    name = ALIASES.get(solver, solver)
-    if name not in SOLVERS:
-        raise ValueError(f"solver must be one of {', '.join([*SOLVERS, *ALIASES])}, got {solver!r}")
-    return SOLVERS[name]()
-
-
 def _plan(
-    model: ScoreModel, levels: np.ndarray, updates: np.ndarray, multistep: bool, linear: bool, log_state: bool
-) -> Plan:
+    model: GBMModel, levels: np.ndarray, updates: np.ndarray, multistep: bool, linear: bool, log_state: bool
+) -> GBMPlan:
     k = model.preconditioning(levels)
     next_c_in = np.append(k[1:, 3], 0.0)  # each row prepares the next one's input
     table = np.column_stack((updates, k[:, :3], next_c_in))
-    return Plan(levels, table, multistep, linear, log_state)
+    return GBMPlan(levels, table, multistep, linear, log_state)
+
+
+def _gbm(solver: Solver, model: ScoreModel) -> GBMModel:
+    if not isinstance(model, GBMModel):
+        raise TypeError(f"solver {solver!r} is for geometric Brownian motion, got a model of {model.process}")
+    return model

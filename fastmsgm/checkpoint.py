@@ -1,0 +1,62 @@
+"""load: a model from a shipped name or a folder that ``ScoreModel.save`` wrote."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fastmsgm.gbm_model import GBMModel
+from fastmsgm.model import NETS, ScoreModel
+
+_MODELS = {"GBM": GBMModel}
+
+
+def load(
+    name_or_path: str | os.PathLike[str], device: torch.device | str = "cpu", net: nn.Module | None = None
+) -> ScoreModel:
+    """Load a model from a shipped name ("fashion-gbm") or a folder with ``config.json`` and ``model.safetensors``.
+
+    Args:
+        net: the network, where it is not one of ``fastmsgm.nets``; its weights are loaded into it.
+
+    Raises:
+        ValueError: neither a shipped model nor a folder with a checkpoint, or a damaged one.
+    """
+    shipped = Path(str(resources.files("fastmsgm.models")))
+    path = Path(name_or_path)
+    if not (path / "config.json").is_file():
+        path = shipped / str(name_or_path)
+    if not (path / "config.json").is_file():
+        names = sorted(p.parent.name for p in shipped.glob("*/config.json"))
+        raise ValueError(
+            f"model must be one of {', '.join(names) or '(none shipped)'} or a folder with config.json, "
+            f"got {str(name_or_path)!r}"
+        )
+    try:
+        config: dict[str, Any] = json.loads((path / "config.json").read_text())
+        weights = load_file(path / "model.safetensors")
+        return _build(config, weights, net).to(device).eval()
+    except (json.JSONDecodeError, SafetensorError, KeyError) as error:
+        raise ValueError(f"model: the checkpoint in {path} is damaged ({error!r}): save it again") from error
+
+
+def _build(config: dict[str, Any], weights: dict[str, Tensor], net: nn.Module | None) -> ScoreModel:
+    if net is None:
+        kind = config["net"].pop("name")
+        if kind not in NETS:
+            raise ValueError(f"net {kind!r} is not one of {', '.join(NETS)}: build it yourself and give it as net=...")
+        net = NETS[kind](**config["net"])
+    name = config["process"]["name"]
+    if name not in _MODELS:
+        raise ValueError(f"process {name!r} is not one of {', '.join(_MODELS)}: this version does not know it")
+    model = _MODELS[name].from_config(net, config, weights)
+    model.load_state_dict(weights)
+    return model
