@@ -1,13 +1,16 @@
-"""Distances against closed forms, on samples whose moments or quantiles are exact by construction."""
+"""Distances against closed forms, naive formulas, and their own stated errors."""
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 
 from fastmsgm import metrics
-from fastmsgm.metrics import frechet_distance, sliced_wasserstein
+from fastmsgm.metrics import directions, frechet_distance, kolmogorov_smirnov, mmd, sliced_wasserstein, survival
 
 
 def gaussian(n: int, mean: Tensor, factor: Tensor, seed: int) -> Tensor:
@@ -85,7 +88,7 @@ def test_sliced_wasserstein_chunks_and_seed(monkeypatch: pytest.MonkeyPatch) -> 
     assert sliced_wasserstein(a, b, projections=10, seed=3) == pytest.approx(whole, rel=1e-12)
 
 
-@pytest.mark.parametrize("distance", [frechet_distance, sliced_wasserstein])
+@pytest.mark.parametrize("distance", [frechet_distance, sliced_wasserstein, mmd])
 def test_what_distances_refuse(distance) -> None:
     good = torch.zeros(4, 3)
     with pytest.raises(TypeError, match=r"must be of floating point, got torch\.uint8"):
@@ -108,3 +111,125 @@ def test_frechet_distance_needs_two_samples() -> None:
 def test_sliced_wasserstein_needs_a_projection() -> None:
     with pytest.raises(ValueError, match="projections must be at least 1, got 0"):
         sliced_wasserstein(torch.zeros(4, 3), torch.zeros(4, 3), projections=0)
+
+
+def test_directions() -> None:
+    x = torch.tensor([[3.0, 4.0], [0.0, -1e-30], [1e30, 1e30]])
+    expected = torch.tensor([[0.6, 0.8], [0.0, -1.0], [0.5**0.5, 0.5**0.5]], dtype=torch.float64)
+    torch.testing.assert_close(directions(x), expected)
+    assert sliced_wasserstein(directions(x), directions(7 * x)) < 1e-7
+    with pytest.raises(ValueError, match="x must have no zero rows, got 2, the first is row 1"):
+        directions(torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]))
+
+
+def dense_mmd(a: Tensor, b: Tensor, rate: float) -> float:
+    """The definition: means over pairs of different samples, from all differences at once."""
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        return (-rate * (x[:, None] - y[None]).square().sum(2)).exp()
+
+    n, m = len(a), len(b)
+    within = (kernel(a, a).sum() - n) / (n * (n - 1)) + (kernel(b, b).sum() - m) / (m * (m - 1))
+    return (within - 2 * kernel(a, b).mean()).item()
+
+
+@pytest.mark.parametrize("far", [0.0, 1e9])
+def test_mmd_equals_the_dense_formula(far: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(40, 30, dtype=torch.float64, generator=generator) / 3
+    b = 0.2 + torch.randn(27, 30, dtype=torch.float64, generator=generator) / 3
+    # A cluster far out, as in heavy tails: its inner distances still count.
+    a[:8, 0] += far
+    b[:5, 0] += far
+    differences = (b[:, None] - b[None]).square().sum(2)
+    median = differences[torch.ones(27, 27).triu(1) > 0].median().item()
+    monkeypatch.setattr(metrics, "_CHUNK", 100)
+    assert mmd(a, b, "paper")[0] == pytest.approx(dense_mmd(a, b, 1 / 900), rel=1e-8)
+    assert mmd(a, b)[0] == pytest.approx(dense_mmd(a, b, 1 / (2 * median)), rel=1e-8)
+
+
+@pytest.mark.parametrize(("shift", "least", "most"), [(0.0, 0.9, 1.4), (0.5, 0.85, 1.15), (2.0, 0.85, 1.15)])
+def test_mmd_is_unbiased_and_its_error_is_as_stated(shift: float, least: float, most: float) -> None:
+    generator = torch.Generator().manual_seed(2)
+    runs = []
+    for _ in range(250):
+        a, b = torch.randn(60, 2, generator=generator), torch.randn(40, 2, generator=generator)
+        runs.append(mmd(a + torch.tensor([shift, 0.0]), b, "paper"))
+    values, errors = torch.tensor(runs, dtype=torch.float64).T
+    # E exp(-|v|^2 / 4) = exp(-s^2 / 8) / 2 for v ~ N((s, 0), 2 I).
+    expected = 1 - math.exp(-(shift**2) / 8)
+    deviation = values.std().item()
+    assert abs(values.mean().item() - expected) < 4 * deviation / 250**0.5
+    assert least < errors.square().mean().sqrt().item() / deviation < most
+
+
+def test_what_mmd_refuses() -> None:
+    x = torch.zeros(4, 3)
+    with pytest.raises(ValueError, match='b: the median distance is zero, most samples are equal: use kernel="paper"'):
+        mmd(x, x)
+    with pytest.raises(ValueError, match=r"kernel must be .* got 'rbf'"):
+        mmd(x, x, "rbf")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="n >= 2"):
+        mmd(x, x[:1], "paper")
+
+
+def test_survival() -> None:
+    norms, at = torch.tensor([4.0, 1.0, 2.0, 2.0]), torch.tensor([0.5, 1.0, 1.5, 2.0, 4.0])
+    assert survival(norms, at).tolist() == [1, 0.75, 0.75, 0.25, 0]
+    with pytest.raises(ValueError, match=r"norms must have shape \(n,\) with n >= 1, got \(4, 1\)"):
+        survival(norms[:, None], at)
+    with pytest.raises(TypeError, match="at must be of floating point"):
+        survival(norms, at.int())
+
+
+def test_kolmogorov_smirnov_statistic() -> None:
+    a, b = torch.tensor([3.0, 1.0, 2.0, 4.0]), torch.tensor([2.5, 5.0])
+    assert kolmogorov_smirnov(a, b)[0] == 0.5  # from 2 on, and from 4 on
+    assert kolmogorov_smirnov(a, a)[0] == 0
+    assert kolmogorov_smirnov(a, a)[1] == 1
+    # Steps 1/4 .. 1 against 0.1, 0.4, 0.6, 0.7: the last step is 0.3 above, and no step is further below.
+    assert kolmogorov_smirnov(torch.tensor([0.7, 0.1, 0.6, 0.4]), lambda x: x)[0] == pytest.approx(0.3)
+    assert kolmogorov_smirnov(torch.tensor([0.7, 0.95, 0.9]), lambda x: x)[0] == pytest.approx(0.7)
+
+
+def test_kolmogorov_tail() -> None:
+    # Smirnov's table (1948) to 12 digits.
+    known = {0.5: 0.963945243665, 1.0: 0.269999671677, 1.5: 0.022217962617, 2.0: 0.000670925230, 3.0: 3.0459959e-8}
+    for x, probability in known.items():
+        assert metrics._kolmogorov_tail(x) == pytest.approx(probability, rel=1e-7)
+    assert metrics._kolmogorov_tail(1 - 1e-12) == pytest.approx(metrics._kolmogorov_tail(1.0), rel=1e-10)
+    assert metrics._kolmogorov_tail(0.0) == metrics._kolmogorov_tail(0.05) == 1
+
+
+def test_kolmogorov_smirnov_p_value_against_the_exact_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for shift in (0.0, 0.05, 0.1, 0.2):
+        a, b = torch.rand(100, generator=generator).double(), torch.rand(83, generator=generator).double() + shift
+        exact = stats.ks_2samp(a.numpy(), b.numpy(), method="exact")
+        assert kolmogorov_smirnov(a, b) == pytest.approx((exact.statistic, exact.pvalue), abs=0.02)
+        exact = stats.kstest(a.numpy(), lambda x, power=1 + shift: x**power, method="exact")
+        result = kolmogorov_smirnov(a, lambda x, power=1 + shift: x**power)
+        assert result == pytest.approx((exact.statistic, exact.pvalue), abs=0.02)
+
+
+def test_kolmogorov_smirnov_p_values_are_uniform_for_equal_laws() -> None:
+    generator = torch.Generator().manual_seed(1)
+    one, two = [], []
+    for _ in range(600):
+        a, b = torch.rand(80, generator=generator), torch.rand(121, generator=generator)
+        one.append(kolmogorov_smirnov(a, lambda x: x)[1])
+        two.append(kolmogorov_smirnov(a, b)[1])
+    for values in (one, two):
+        assert kolmogorov_smirnov(torch.tensor(values), lambda x: x)[1] > 1e-3
+
+
+def test_what_kolmogorov_smirnov_refuses() -> None:
+    a = torch.rand(5)
+    with pytest.raises(ValueError, match=r"a must have shape \(n,\)"):
+        kolmogorov_smirnov(a[None], a)
+    with pytest.raises(ValueError, match="b must be finite, got 1 NaN"):
+        kolmogorov_smirnov(a, torch.tensor([1.0, torch.nan]))
+    with pytest.raises(ValueError, match=r"b must map values \(5,\) to as many in \[0, 1\]"):
+        kolmogorov_smirnov(a, lambda x: x + 1)
+    with pytest.raises(ValueError, match="b must map values"):
+        kolmogorov_smirnov(a, lambda x: x[:2])
