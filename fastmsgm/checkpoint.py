@@ -13,10 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fastmsgm.additive import VPModel
 from fastmsgm.gbm_model import GBMModel
 from fastmsgm.model import NETS, ScoreModel
+from fastmsgm.rotation_model import RotationModel
 
-_MODELS = {"GBM": GBMModel}
+_MODELS = {"GBM": GBMModel, "Rotation": RotationModel, "VP": VPModel}
 
 
 def load(

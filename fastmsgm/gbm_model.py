@@ -54,7 +54,7 @@ class GBMModel(ScoreModel):
         self, net: nn.Module, process: GBM, prior: LogNormalPrior, *, prediction: str, scale: Tensor, log_std: float,
         offset: float = 0.0, bounds: tuple[float, float] | None = None, precision: str = "fp32",
     ) -> None:  # fmt: skip
-        super().__init__(net, process, offset, bounds, precision)
+        super().__init__(net, offset, bounds, precision)
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
         if prediction == "denoiser" and process.drift:
@@ -66,7 +66,8 @@ class GBMModel(ScoreModel):
                 f"sigma sqrt(T) must be above {S_MIN} for a denoiser, got {process.sigma_max:g}: raise sigma"
             )
         process.check_range(max(prior.variance, log_std**2))
-        self.prediction, self.log_std, self.variance = prediction, log_std, prior.variance
+        self.process, self.prediction = process, prediction
+        self.log_std, self.variance = log_std, prior.variance
         self.register_buffer("scale", scale)
         self.register_buffer("centres", prior.centres)
 

@@ -1,7 +1,7 @@
 """ScoreModel: what every score network is known by, whatever process it scores; and how it is saved.
 
-What the network is fed and what its raw output means is the business of the process's own model, ``GBMModel`` in
-``gbm_model.py``.
+What the network is fed and what its raw output means is the business of the process's own model: ``GBMModel`` in
+``gbm_model.py``, ``RotationModel`` in ``rotation_model.py``.
 """
 
 from __future__ import annotations
@@ -18,18 +18,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fastmsgm import nets
-from fastmsgm.gbm import GBM
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NETS: dict[str, Callable[..., nn.Module]] = {"MLP": nets.MLP, "UNet": nets.UNet}
 
 
 class ScoreModel(nn.Module, ABC):
-    """A score network with its process and its prior.
+    """A score network; a subclass adds its process and its prior.
 
     Args:
         net: module f(x, c) -> like x, with c one or several conditioning numbers per sample.
-        process: the forward process.
         offset: what was added to the data before the process saw them (1.0 for images in [0, 1]); samples have it
             removed.
         bounds: the data's own range, to which samples are clamped, or None.
@@ -40,16 +38,12 @@ class ScoreModel(nn.Module, ABC):
     """
 
     net: Any  # any module: its own attributes are its user's business
-    process: GBM
 
-    def __init__(
-        self, net: nn.Module, process: GBM, offset: float, bounds: tuple[float, float] | None, precision: str
-    ) -> None:
+    def __init__(self, net: nn.Module, offset: float, bounds: tuple[float, float] | None, precision: str) -> None:
         super().__init__()
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-        self.net, self.process = net, process
-        self.offset, self.bounds, self.precision = offset, bounds, precision
+        self.net, self.offset, self.bounds, self.precision = net, offset, bounds, precision
 
     @property
     @abstractmethod

@@ -1,7 +1,8 @@
 """Networks f(x, c): a multilayer perceptron for vectors and a small U-Net for images.
 
-Both take the noised data and one conditioning number per sample, c of shape (n,), embedded in sines and cosines, and
-return an array of the data's shape. ``ScoreModel`` decides what c is (log(s)/4 or the time) and what the output means.
+Both take the noised data and the conditioning numbers of every sample, c of shape (n,) or (n, conditions), embedded in
+sines and cosines, and return an array of the data's shape. The model decides what c is (the noise level, the norm) and
+what the output means.
 """
 
 from __future__ import annotations
@@ -14,28 +15,41 @@ from torch.nn import functional as F
 
 
 class FourierEmbedding(nn.Module):
-    """c -> (cos 2 pi w c, sin 2 pi w c) with geometric frequencies w from 1/8 to 16 -> a two-layer perceptron."""
+    """c -> (cos 2 pi w c, sin 2 pi w c) with geometric frequencies w from 1/8 to 16 -> a two-layer perceptron.
+
+    Where there are several ``conditions``, c (n, conditions), the first is embedded so and the others are taken as they
+    are: standardised numbers, whose extremes should be close to their neighbours.
+    """
 
     frequencies: Tensor
 
-    def __init__(self, width: int, count: int = 32) -> None:
+    def __init__(self, width: int, conditions: int = 1, count: int = 32) -> None:
         super().__init__()
+        self.conditions = conditions
         frequencies = 2 * math.pi * torch.logspace(-3, 4, count, base=2.0)
         self.register_buffer("frequencies", frequencies, persistent=False)
-        self.mlp = nn.Sequential(nn.Linear(2 * count, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.mlp = nn.Sequential(
+            nn.Linear(2 * count + conditions - 1, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+        )
 
     def forward(self, c: Tensor) -> Tensor:
-        angle = c[:, None] * self.frequencies
-        return self.mlp(torch.cat((angle.cos(), angle.sin()), dim=1))
+        c = c.reshape(c.shape[0], -1)
+        if c.shape[1] != self.conditions:
+            raise ValueError(
+                f"the network is built for {self.conditions} conditions a sample, got {c.shape[1]}: build it with "
+                f"conditions={c.shape[1]} (1 for GBM, 2 for rotations)"
+            )
+        angle = c[:, :1] * self.frequencies
+        return self.mlp(torch.cat((angle.cos(), angle.sin(), c[:, 1:]), dim=1))
 
 
 class MLP(nn.Module):
     """Vectors (n, dim) -> (n, dim): ``depth`` hidden layers of ``width`` with SiLU, conditioned at each by addition."""
 
-    def __init__(self, dim: int, width: int = 128, depth: int = 3) -> None:
+    def __init__(self, dim: int, width: int = 128, depth: int = 3, conditions: int = 1) -> None:
         super().__init__()
-        self.config = {"dim": dim, "width": width, "depth": depth}
-        self.embedding = FourierEmbedding(width)
+        self.config = {"dim": dim, "width": width, "depth": depth, "conditions": conditions}
+        self.embedding = FourierEmbedding(width, conditions)
         self.layers = nn.ModuleList(nn.Linear(dim if i == 0 else width, width) for i in range(depth))
         self.conditions = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.out = nn.Linear(width, dim)
@@ -97,16 +111,19 @@ class UNet(nn.Module):
     Args:
         channels: of the image.
         width, deep: channels of the fine and of the coarse level, multiples of 8.
+        conditions: numbers that condition every sample, 1 for GBM, 2 for rotations.
         blocks: residual blocks at the fine level on the way down; one more at the coarse level and on the way up.
     """
 
-    def __init__(self, channels: int = 1, width: int = 48, deep: int = 128, blocks: int = 2) -> None:
+    def __init__(
+        self, channels: int = 1, width: int = 48, deep: int = 128, blocks: int = 2, conditions: int = 1
+    ) -> None:
         super().__init__()
         if width % 8 or deep % 8:
             raise ValueError(f"width and deep must be multiples of 8, got {width} and {deep}")
-        self.config = {"channels": channels, "width": width, "deep": deep, "blocks": blocks}
+        self.config = {"channels": channels, "width": width, "deep": deep, "blocks": blocks, "conditions": conditions}
         condition = 2 * deep
-        self.embedding = FourierEmbedding(condition)
+        self.embedding = FourierEmbedding(condition, conditions)
         self.stem = nn.Conv2d(4 * channels, width, 3, padding=1)
         self.down = nn.ModuleList(Residual(width, width, condition) for _ in range(blocks))
         self.shrink = nn.Conv2d(width, deep, 3, stride=2, padding=1)

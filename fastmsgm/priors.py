@@ -1,9 +1,13 @@
-"""The latent law of geometric Brownian motion: log-normal noise around one or several centres.
+"""The latent laws, from which sampling starts.
+
+``LogNormalPrior``, of geometric Brownian motion: log-normal noise around one or several centres,
 
     x = centre * exp(std(s) z),    std(s)^2 = s^2 + variance,
 
 with s the noise level at which sampling starts. One centre and the data's log-variance is the moment match of the
 noised data; the class means as centres and variance 0 is the paper's class-average start.
+
+``RadialPrior``, of rotation: the law of the data's norms times a uniform direction.
 """
 
 from __future__ import annotations
@@ -14,7 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastmsgm import rng
 from fastmsgm.gbm import check_multiplicative
+from fastmsgm.rotation import check_directions
 
 
 @dataclass(frozen=True)
@@ -72,3 +78,59 @@ def feature_signs(x0: Tensor) -> Tensor:
             "shift the data with offset=..., so that they are positive"
         )
     return 2 * positive - 1
+
+
+@dataclass(frozen=True)
+class RadialPrior:
+    """The law of log|x|: the data's own (eCDF), smoothed (KDE), with or without a Pareto tail beyond the data.
+
+    Args:
+        log_norms: (m,) float32, ascending.
+        bandwidth: standard deviation of the Gaussian kernel on log|x|; 0 is the eCDF.
+        tail: how many of the largest norms are replaced by the Pareto law fitted to them (Hill's estimator), so that
+            norms beyond the largest of the data can occur; 0 is none.
+    """
+
+    log_norms: Tensor
+    bandwidth: float = 0.0
+    tail: int = 0
+
+    @classmethod
+    def fit(cls, x: Tensor, *, smooth: bool = False, pareto: float = 0.0) -> RadialPrior:
+        """The prior of data (n, ...).
+
+        Args:
+            smooth: KDE with Silverman's bandwidth instead of the eCDF.
+            pareto: the share of the largest norms that is replaced by a Pareto tail, in [0, 0.5].
+
+        Raises:
+            TypeError, ValueError: data without directions, or a share out of range.
+        """
+        check_directions("x", x)
+        if not 0 <= pareto <= 0.5:
+            raise ValueError(f"pareto must be a share in [0, 0.5] (0.01 is a usual choice), got {pareto!r}")
+        log_norms = torch.log(x.reshape(len(x), -1).double().norm(dim=1)).sort().values
+        low, high = torch.quantile(log_norms[:: max(1, len(log_norms) // 2**20)], log_norms.new_tensor([0.25, 0.75]))
+        spread = min(float(log_norms.std(correction=0)), float(high - low) / 1.34)
+        bandwidth = 0.9 * spread * len(log_norms) ** -0.2 if smooth else 0.0
+        return cls(log_norms.float(), bandwidth, round(pareto * len(log_norms)))
+
+    @property
+    def tail_index(self) -> float:
+        """Hill's estimate of alpha, P(|x| > r) ~ r^-alpha, from the ``tail`` largest norms (all equal: inf)."""
+        top = self.log_norms[-self.tail - 1 :].double()
+        excess = float((top[1:] - top[0]).mean())
+        return 1 / excess if excess else math.inf
+
+    def draw(self, n: int, stream: Tensor) -> Tensor:
+        """Norms of samples ``stream[1]`` .. ``stream[1] + n - 1``, (n,) float32."""
+        m = len(self.log_norms)
+        rank = rng.uniforms(n, 1, stream, rng.Kind.RADIUS, 0)[:, 0] * m
+        drawn = self.log_norms.double()[rank.long().clamp(max=m - 1)]
+        if self.bandwidth:
+            drawn = drawn + self.bandwidth * rng.normals(n, 1, stream, rng.Kind.RADIUS, 1, torch.float64)[:, 0]
+        if self.tail:
+            threshold = float(self.log_norms[-self.tail - 1])
+            beyond = threshold - torch.log((m - rank) / self.tail) / self.tail_index
+            drawn = torch.where(rank > m - self.tail, beyond, drawn)
+        return torch.exp(drawn).float()

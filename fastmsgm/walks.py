@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -9,9 +10,11 @@ import torch
 from torch import Tensor
 
 from fastmsgm import ops, rng
+from fastmsgm.additive import VPModel
 from fastmsgm.gbm_model import GBMModel
 from fastmsgm.model import ScoreModel
-from fastmsgm.solvers import GBMPlan, Plan
+from fastmsgm.rotation_model import RotationModel
+from fastmsgm.solvers import AmbientPlan, GBMPlan, Plan, RotationPlan
 
 
 class Walk(ABC):
@@ -67,6 +70,8 @@ class GBMWalk(Walk):
         self.flags = (model.prediction == "score", plan.linear, plan.log_state)
 
     def draw(self, stream: Tensor) -> None:
+        if self.history is not None:
+            self.history.zero_()  # a lost sample's is NaN
         samples = stream[1] + torch.arange(self.size, device=self.x.device)
         centre = self.centres[samples % len(self.centres)]
         ops.gbm_perturb_(centre, self.start, stream, rng.Kind.PRIOR, 0, x_t=self.x, net_in=self.log_in, z=None)
@@ -84,8 +89,112 @@ class GBMWalk(Walk):
         return self.model.to_data(self.x[rows])
 
 
+class RotationWalk(Walk):
+    """Rotation: unit directions; norms are drawn with the prior and only multiply the result."""
+
+    def __init__(self, model: RotationModel, plan: RotationPlan, size: int) -> None:
+        device, shape = model.device, (size, *model.shape)
+        self.model, self.plan, self.size, self.prior = model, plan, size, model.prior
+        self.table = torch.from_numpy(plan.table).to(device, torch.float32)
+        self.angles = None if plan.angles is None else plan.angles.to(device)
+        self.condition, self.input_scale, self.geodesic = model.condition, model.input_scale, plan.geodesic
+        self.u = torch.empty(shape, dtype=torch.float32, device=device)
+        self.net_in = torch.empty_like(self.u, dtype=model.input_dtype)
+        self.history = torch.zeros_like(self.u) if plan.multistep else None
+        self.norms = torch.empty((size, *[1] * len(model.shape)), dtype=torch.float32, device=device)
+
+    def draw(self, stream: Tensor) -> None:
+        ops.fill_normal_(self.u, stream, rng.Kind.PRIOR, 0)
+        lengths = self.u.flatten(1).norm(dim=1).view_as(self.norms)
+        self.u /= lengths
+        self.net_in.copy_(self.u * self.input_scale)
+        norms = self.prior.draw(self.size, stream)
+        self.norms.copy_(norms.view_as(self.norms))
+        if self.history is not None:
+            self.history.zero_()  # a lost sample's is NaN
+        self.conditions = [self.condition(level[None], norms) for level in self.plan.levels]
+
+    def step(self, k: int, f: Tensor, stream: Tensor, bad: Tensor) -> None:
+        geodesic = self.geodesic[k]
+        angles = None if geodesic else self.angles
+        ops.rotation_step_(self.u, f, self.table, angles, stream, k, bad, self.history, self.net_in, geodesic)
+
+    def state(self) -> Tensor:
+        return self.u * self.norms
+
+    def denoised(self) -> Tensor | None:
+        if self.history is None or any(self.geodesic):
+            return None
+        flat = self.history.flatten(1)
+        return (flat / flat.norm(dim=1, keepdim=True)).view_as(self.history) * self.norms
+
+    def data(self, rows: slice) -> Tensor:
+        return self.model.to_data(self.state()[rows])
+
+
+class AmbientWalk(Walk):
+    """Runge-Kutta stages in R^d, in plain PyTorch, of a rotation's direction or of the additive baseline."""
+
+    def __init__(self, model: RotationModel | VPModel, plan: AmbientPlan, size: int) -> None:
+        device, d = model.device, math.prod(model.shape)
+        self.model, self.plan, self.size = model, plan, size
+        self.process, self.score, self.condition = model.process, model.score, model.condition
+        self.stages, self.lambda_, self.ito = plan.stages, plan.lambda_, plan.ito
+        self.rotation, self.input_scale = isinstance(model, RotationModel), model.input_scale
+        self.prior = model.prior if isinstance(model, RotationModel) else None
+        self.x = torch.empty((size, d), dtype=torch.float32, device=device)
+        self.net_in = torch.empty((size, *model.shape), dtype=model.input_dtype, device=device)
+        self.norms = torch.ones(size, dtype=torch.float32, device=device)
+
+    def draw(self, stream: Tensor) -> None:
+        ops.fill_normal_(self.x, stream, rng.Kind.PRIOR, 0)
+        if self.prior is not None:
+            self.x /= self.x.norm(dim=1, keepdim=True)
+            self.norms = self.prior.draw(self.size, stream)
+        self._feed(self.x)
+        self.conditions = [self.condition(level[None], self.norms) for level in self.plan.levels]
+
+    def step(self, k: int, f: Tensor, stream: Tensor, bad: Tensor) -> None:
+        clock, ahead, weight = self.plan.table[k].tolist()
+        if k % self.stages == 0:
+            self.base, self.sum = self.x, torch.zeros_like(self.x)
+            step = k // self.stages
+            self.noise = rng.normals(*self.x.shape, stream, rng.Kind.STEP, step) * math.sqrt(1 - self.lambda_)
+        score = self.score(f.float().flatten(1), self.plan.levels[k : k + 1])
+        drift = self.process.reverse_drift(self.x, score, self.lambda_, self.ito)
+        velocity = clock * drift + math.sqrt(clock) * self.process.turn(self.x, self.noise)
+        self.sum = self.sum + weight * velocity
+        if (k + 1) % self.stages:
+            self.x = self.base + ahead * velocity
+        else:
+            self.x = self.base + self.sum
+            if self.rotation:
+                self.x = self.x / self.x.norm(dim=1, keepdim=True)
+        lost = ~torch.isfinite(self.x).all(1) & (bad < 0)
+        bad.copy_(torch.where(lost, k, bad))
+        self._feed(self.x)
+
+    def _feed(self, x: Tensor) -> None:
+        self.net_in.copy_((self.input_scale * x).view_as(self.net_in))
+
+    def state(self) -> Tensor:
+        return (self.x * self.norms[:, None]).view_as(self.net_in)
+
+    def denoised(self) -> Tensor | None:
+        return None
+
+    def data(self, rows: slice) -> Tensor:
+        return self.model.to_data(self.state()[rows])
+
+
 def walk_of(model: ScoreModel, plan: Plan, size: int) -> Walk:
     """The walk of a model along a plan that one of its solvers made."""
+    if isinstance(plan, AmbientPlan):
+        assert isinstance(model, (RotationModel, VPModel))
+        return AmbientWalk(model, plan, size)
+    if isinstance(model, RotationModel):
+        assert isinstance(plan, RotationPlan)
+        return RotationWalk(model, plan, size)
     assert isinstance(model, GBMModel)
     assert isinstance(plan, GBMPlan)
     return GBMWalk(model, plan, size)

@@ -267,7 +267,7 @@ def test_the_config_says_how_data_and_state_differ(tmp_path: Path) -> None:
     assert config["offset"] == 1
     assert config["bounds"] == [0, 1]
     assert config["process"] == {"name": "GBM", "sigma": 0.8, "mu": None, "T": 1.0}
-    assert config["net"] == {"name": "MLP", "dim": 3, "width": 8, "depth": 3}
+    assert config["net"] == {"name": "MLP", "dim": 3, "width": 8, "depth": 3, "conditions": 1}
 
 
 def test_a_broken_write_leaves_the_old_file(tmp_path: Path) -> None:

@@ -476,3 +476,15 @@ def test_a_channels_last_model() -> None:
     model = GBMModel.for_data(UNet(3, 16, 32, 1), GBM(8.0), data, offset=1.0).eval()
     expected = draw(model, 4, steps=2, batch_size=8)
     torch.testing.assert_close(draw(model.to(memory_format=torch.channels_last), 4, steps=2, batch_size=8), expected)
+
+
+def test_a_lost_sample_does_not_spoil_the_next_chunk() -> None:
+    """Samples 0 .. 2 are in the first chunk, not asked for, and lost there without a word."""
+    model = vectors()
+
+    def lose(call: int, x: Tensor, f: Tensor) -> None:
+        if call < 2:
+            f[0] = torch.nan
+
+    model.net = Wrapped(model.net, lose)
+    assert bool(draw(model, 5, start=3, steps=2, batch_size=4).isfinite().all())

@@ -17,22 +17,6 @@ from torch import Tensor
 
 from fastmsgm import ops, rng
 from fastmsgm.gbm_model import LEVELS, GBMModel
-from fastmsgm.model import ScoreModel
-
-
-def loss(model: ScoreModel, x0: Tensor, stream: Tensor, step: int, levels: tuple[float, float] | None = None) -> Tensor:
-    """The model's training loss on one batch: ``denoising`` for a denoiser, ``m_dsm`` for the two score networks.
-
-    Args:
-        x0: (n, ...) float32 states (``model.to_state(data)``).
-        stream: the noise stream, on the CPU; row i is sample ``stream[1] + i``, its position in the global batch.
-        step: the optimizer step, part of the noise's address.
-        levels: a denoiser's distribution of noise levels; see ``denoising``.
-    """
-    assert isinstance(model, GBMModel)
-    if model.prediction == "denoiser":
-        return denoising(model, x0, stream, step, levels)
-    return m_dsm(model, x0, stream, step)
 
 
 def denoising(

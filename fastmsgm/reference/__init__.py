@@ -5,5 +5,10 @@ the seam: ``kernels/*.py`` and ``kernels/cpu/*.py`` have the same ones. Arrays a
 """
 
 from .gbm import COLUMNS, fill_normal, gbm_perturb, gbm_step
+from .ring import RING_COLUMNS, ring_step
+from .rotation import ROTATION_COLUMNS, rotation_perturb, rotation_step
 
-__all__ = ["COLUMNS", "fill_normal", "gbm_perturb", "gbm_step"]
+__all__ = [
+    "COLUMNS", "RING_COLUMNS", "ROTATION_COLUMNS", "fill_normal", "gbm_perturb", "gbm_step", "ring_step",
+    "rotation_perturb", "rotation_step",
+]  # fmt: skip

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from fastmsgm.additive import VPModel
+from fastmsgm.gbm_model import GBMModel
 from fastmsgm.model import ScoreModel
+from fastmsgm.rotation_model import RotationModel
 
+from .ambient import AmbientPlan, AmbientSolver, EulerMaruyama, StratonovichHeun, StratonovichRK4
 from .base import Plan, Solver
 from .gbm import (
     ERSDE2,
@@ -21,28 +25,41 @@ from .gbm import (
     SignAgnostic,
     karras_levels,
 )  # fmt: skip
+from .rotation import GeodesicEuler, GeodesicHeun, RotationPlan, SphericalMultistep, SphericalSolver
 
 __all__ = [
     "ALIASES",
+    "AMBIENT_SOLVERS",
     "ERSDE2",
+    "GBM_SOLVERS",
     "PUBLISHED",
-    "SOLVERS",
+    "ROTATION_SOLVERS",
+    "AmbientPlan",
+    "AmbientSolver",
     "DPMSolverPP2M",
     "DaleLangevin",
     "Euler",
+    "EulerMaruyama",
     "GBMPlan",
+    "GeodesicEuler",
+    "GeodesicHeun",
     "Heun",
     "LogSolver",
     "MultistepSolver",
     "PaperSolver",
     "Plan",
+    "RotationPlan",
     "SignAgnostic",
     "Solver",
+    "SphericalMultistep",
+    "SphericalSolver",
+    "StratonovichHeun",
+    "StratonovichRK4",
     "karras_levels",
     "resolve",
-]  # fmt: skip
+]
 
-SOLVERS: dict[str, Callable[[], Solver]] = {
+GBM_SOLVERS: dict[str, Callable[[], Solver]] = {
     "euler": Euler,
     "heun": Heun,
     "dpm++2m": DPMSolverPP2M,
@@ -50,6 +67,18 @@ SOLVERS: dict[str, Callable[[], Solver]] = {
     "er-sde-2": ERSDE2,
     "dale-langevin": DaleLangevin,
     "sign-agnostic": SignAgnostic,
+}
+ROTATION_SOLVERS: dict[str, Callable[[], Solver]] = {
+    "euler": lambda: SphericalMultistep(order=1),
+    "dpm++2m": SphericalMultistep,
+    "sde-dpm++2m": lambda: SphericalMultistep(eta=0.3),
+    "geodesic-euler": GeodesicEuler,
+    "geodesic-heun": GeodesicHeun,
+}
+AMBIENT_SOLVERS: dict[str, Callable[[], Solver]] = {
+    "euler-maruyama": EulerMaruyama,
+    "stratonovich-heun": StratonovichHeun,
+    "stratonovich-rk4": StratonovichRK4,
 }
 ALIASES = {
     "dls": "dale-langevin",
@@ -60,19 +89,32 @@ ALIASES = {
 
 
 def resolve(solver: str | Solver | None, model: ScoreModel) -> Solver:
-    """A solver from its name or itself; None is "dpm++2m" for a denoiser and "dale-langevin" for a score network.
+    """A solver from its name or itself; None is "dpm++2m" where it is known (isotropic rotations, GBM denoisers), the
+    paper's otherwise: "dale-langevin" for a GBM score network, "stratonovich-rk4" for other rotations and VP.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: a name that is unknown for the model's process.
         TypeError: neither a name nor a Solver.
     """
     if solver is None:
-        solver = "dpm++2m" if model.prediction == "denoiser" else "dale-langevin"
+        solver = _default(model)
     if isinstance(solver, Solver):
         return solver
     if not isinstance(solver, str):
         raise TypeError(f"solver must be a name or a Solver, got {solver!r} ({type(solver).__name__})")
+    if isinstance(model, RotationModel):
+        known = ROTATION_SOLVERS | AMBIENT_SOLVERS
+    else:
+        known = AMBIENT_SOLVERS if isinstance(model, VPModel) else GBM_SOLVERS
     name = ALIASES.get(solver, solver)
-    if name not in SOLVERS:
-        raise ValueError(f"solver must be one of {', '.join([*SOLVERS, *ALIASES])}, got {solver!r}")
-    return SOLVERS[name]()
+    if name not in known:
+        names = [*known, *(alias for alias, of in ALIASES.items() if of in known)]
+        raise ValueError(f"solver must be one of {', '.join(names)}, got {solver!r}")
+    return known[name]()
+
+
+def _default(model: ScoreModel) -> str:
+    if isinstance(model, GBMModel):
+        return "dpm++2m" if model.prediction == "denoiser" else "dale-langevin"
+    exact = isinstance(model, RotationModel) and model.process.noise == "isotropic"
+    return "dpm++2m" if exact else "stratonovich-rk4"

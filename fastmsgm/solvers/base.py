@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -31,7 +32,7 @@ class Plan:
 class Solver(ABC):
     """Turns a model and a number of steps into a plan."""
 
-    default_steps: int
+    default_steps: ClassVar[int]
 
     @abstractmethod
     def plan(self, model: ScoreModel, steps: int) -> Plan:

@@ -251,5 +251,5 @@ def _plan(
 
 def _gbm(solver: Solver, model: ScoreModel) -> GBMModel:
     if not isinstance(model, GBMModel):
-        raise TypeError(f"solver {solver!r} is for geometric Brownian motion, got a model of {model.process}")
+        raise TypeError(f"solver {solver!r} is for geometric Brownian motion, got a {type(model).__name__}")
     return model

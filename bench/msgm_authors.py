@@ -1,0 +1,94 @@
+"""The MSGM authors' dense-tensor formulas, written anew from their repository: what ``Rotation`` is compared with.
+
+    dx = sqrt(beta) G(x) o dW,  G(x)_ik = sum_j G_ijk x_j,  G of d^3 normals, made skew, squared norm d
+
+Forward and reverse are integrated by the classical Runge-Kutta method (or Heun's) with the noise of a step held, in
+Stratonovich form; the loss is sliced score matching with Rademacher probes, |a|^2 / 2 + div(sqrt(beta) G a), on the
+network's a = sqrt(beta) G^T score. Two of their slips are not repeated: the drift for lambda > 0, of which nothing is
+used here, and the loop over rows where t is below the first step.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+BETA_MIN, BETA_MAX, TIME_MIN = 0.1, 20.0, 1e-3
+
+
+def dense_tensor(d: int, seed: int) -> Tensor:
+    """(d, d, d), G^k = [:, :, k] skew."""
+    g = torch.randn(d, d, d, generator=torch.Generator().manual_seed(seed))
+    g = g - g.transpose(0, 1)
+    return g * (math.sqrt(d) / g.norm())
+
+
+def beta(t: float) -> float:
+    """Linear in t."""
+    return BETA_MIN + (BETA_MAX - BETA_MIN) * t
+
+
+def forward(g: Tensor, x0: Tensor, steps: int) -> Tensor:
+    """The whole path, (steps + 1, n, d), by RK4 without any correction of the norm, as theirs."""
+    path, dt = [x0], 1 / steps
+    for i in range(steps):
+        x, noise = path[-1], torch.randn_like(x0) * math.sqrt(dt)
+        t = i * dt
+
+        def move(x: Tensor, t: float, noise: Tensor = noise) -> Tensor:
+            return math.sqrt(beta(t)) * torch.einsum("ijk,nj,nk->ni", g, x, noise)
+
+        k1 = move(x, t)
+        k2 = move(x + k1 / 2, t + dt / 2)
+        k3 = move(x + k2 / 2, t + dt / 2)
+        k4 = move(x + k3, t + dt)
+        path.append(x + (k1 + 2 * k2 + 2 * k3 + k4) / 6)
+    return torch.stack(path)
+
+
+def network_output(net: nn.Module, x: Tensor, t: Tensor, centre: float, spread: float) -> Tensor:
+    """a (n, d) from the direction, the standardised log-norm and t."""
+    norm = x.norm(dim=1, keepdim=True)
+    condition = torch.stack((t, (torch.log(norm[:, 0]) - centre) / spread), dim=1)
+    return net(math.sqrt(x.shape[1]) * x / norm, condition)
+
+
+def loss(net: nn.Module, g: Tensor, x0: Tensor, steps: int, centre: float, spread: float) -> Tensor:
+    """Sliced score matching at uniform t on a path of so many steps."""
+    n, d = x0.shape
+    t = TIME_MIN + (1 - TIME_MIN) * torch.rand(n)
+    index = (t * steps).long().clamp(max=steps)
+    x = forward(g, x0, steps)[index, torch.arange(n)].detach().requires_grad_()
+    a = network_output(net, x, t, centre, spread)
+    v = torch.randint(0, 2, (n, d)).float() * 2 - 1
+    ga = torch.sqrt(BETA_MIN + (BETA_MAX - BETA_MIN) * t)[:, None] * torch.einsum("ijk,nj,nk->ni", g, x, a)
+    (gradient,) = torch.autograd.grad((ga * v).sum(), x, create_graph=True)
+    return (a.square().sum(1) / 2 + (gradient * v).sum(1)).mean()
+
+
+@torch.no_grad()
+def sample(net: nn.Module, g: Tensor, norms: Tensor, steps: int, method: str, centre: float, spread: float) -> Tensor:
+    """The reverse SDE (lambda = 0) from uniform directions times ``norms``, by "rk4" or "heun", norms restored."""
+    n, d = len(norms), g.shape[0]
+    x = torch.randn(n, d)
+    x = x * (norms / x.norm(dim=1))[:, None]
+    dt = 1 / steps
+    for i in range(steps):
+        t, noise = 1 - i * dt, torch.randn(n, d) * math.sqrt(dt)
+
+        def move(x: Tensor, t: float, noise: Tensor = noise) -> Tensor:
+            t = max(t, TIME_MIN)
+            a = network_output(net, x, torch.full((n,), t), centre, spread)
+            return math.sqrt(beta(t)) * torch.einsum("ijk,nj,nk->ni", g, x, a * dt + noise)
+
+        k1 = move(x, t)
+        if method == "heun":
+            x = x + (k1 + move(x + k1, t - dt)) / 2
+        else:
+            k2 = move(x + k1 / 2, t - dt / 2)
+            k3 = move(x + k2 / 2, t - dt / 2)
+            x = x + (k1 + 2 * k2 + 2 * k3 + move(x + k3, t - dt)) / 6
+        x = x * (norms / x.norm(dim=1))[:, None]
+    return x

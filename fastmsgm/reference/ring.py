@@ -1,0 +1,117 @@
+"""Ring: ``ring_step``, Givens rotations of neighbouring features around a ring, on rows of any norm, which they keep.
+
+A rotation of pair k by the angle a turns the features k and k + 1 (mod d),
+
+    x_k' = cos(a) x_k + sin(a) x_{k+1},    x_{k+1}' = cos(a) x_{k+1} - sin(a) x_k,
+
+and pairs without a common feature form a group that turns at once: even pairs, odd pairs (the one around the end among
+them where d is even), and for odd d the pair around the end alone. With f the network's raw output, xi normals, and
+
+    phi_k = drift (x_{k+1} f_k - x_k f_{k+1}),    all at the state that came in,
+
+a step turns every group by phi and then by noise xi; either the groups in order, or, by a coin, in reverse (Lie), or
+the last group in the middle and the others by half before and after it, with independent normals (Strang).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fastmsgm import rng
+
+from .gbm import _is_normal
+
+RING_COLUMNS = ("drift", "noise", "c_in")  # of a table, in order
+LARGEST = 8192.0  # no larger angle is taken
+
+
+def ring_step(
+    x: Tensor, f: Tensor, table: Tensor, stream: Tensor, step: int, bad: Tensor, out: Tensor,
+    history: Tensor | None, net_in: Tensor | None, restart: bool, strang: bool,
+) -> None:  # fmt: skip
+    """One reverse step from ``x`` (or ``history``) to ``out`` (which may be x) with row ``step`` of ``table`` (T, 3).
+
+    Args:
+        x, out: (n, d) states before and after. ``out`` is scaled to the norm of the row that it started from, as
+            measured at entry and rounded to 20 bits of its square: a row moves once to a norm that 20 bits hold, by
+            5e-7 of it at most, and every later step finds that norm again, so that no drift builds up.
+        f: (n, d) the network's raw output at x, float32, bfloat16 or float16.
+        bad: (n,) int32, -1 before; receives the first step at which the sample was lost: something that came in was
+            not finite, the square of the norm was no normal number (as of a zero row), or an angle was beyond 8192.
+            A lost row is NaN in out, history and net_in.
+        history: (n, d) or None; without ``restart`` it receives x.
+        net_in: (n, d) or None; receives c_in x', the network's next input, in its own dtype.
+        restart: turn ``history`` instead of x, by the angles of x. Half the drift and no noise without restart, then
+            all of it with restart, is the midpoint rule.
+        strang: Strang's splitting, else Lie's. A pair's normal is the feature of its own number of ``Kind.STEP``, and
+            in the second half of Strang's the feature d + k. Lie's order is reversed where the normal of
+            ``Kind.ANGLE`` is negative.
+    """
+    drift, noise, c_in = table[step].to(x.dtype).unbind(0)
+    n, d = x.shape
+    f = f.to(x.dtype)
+    phi = drift * (x.roll(-1, 1) * f - x * f.roll(-1, 1))
+    xi = noise * rng.normals(n, 2 * d, stream, rng.Kind.STEP, step, x.dtype)
+    base = history if restart and history is not None else x
+    square = (base * base).sum(1, keepdim=True)
+    if strang:
+        new = _strang(base, phi, phi, 1 / 2)
+        new = _strang(new, xi[:, :d], xi[:, d:], math.sqrt(1 / 2))
+    else:
+        tails = rng.normals(n, 1, stream, rng.Kind.ANGLE, step, x.dtype) < 0
+        in_order, reverse = (_turn_all(_turn_all(base, phi, order), xi[:, :d], order) for order in (1, -1))
+        new = torch.where(tails, reverse, in_order)
+    turned = (new * new).sum(1, keepdim=True)
+    new = new * (_to_20_bits(square) / turned).sqrt()
+    lost = ~(_is_normal(square) & _is_normal(turned))
+    new = torch.where(lost, torch.nan, new)
+    bad.copy_(torch.where(lost[:, 0] & (bad < 0), step, bad))
+    if history is not None:
+        history.copy_(torch.where(lost, torch.nan, base))
+    if net_in is not None:
+        net_in.copy_(c_in * new)
+    out.copy_(new)
+
+
+def _groups(d: int) -> list[range]:
+    even, odd, around = range(0, d - 1, 2), range(1, d - d % 2, 2), range(d - 1, d)
+    return [even, odd, around] if d % 2 else [even, odd]
+
+
+def _turn_all(x: Tensor, angle: Tensor, order: int) -> Tensor:
+    for pairs in _groups(x.shape[1])[::order]:
+        x = _turn(x, angle, pairs)
+    return x
+
+
+def _strang(x: Tensor, first: Tensor, second: Tensor, half: float) -> Tensor:
+    """Angles of ``first``, then those of ``second`` in reverse order, times ``half`` but in the middle."""
+    *outer, middle = _groups(x.shape[1])
+    for pairs in outer:
+        x = _turn(x, half * first, pairs)
+    x = _turn(x, first, middle)
+    for pairs in reversed(outer):
+        x = _turn(x, half * second, pairs)
+    return x
+
+
+def _turn(x: Tensor, angle: Tensor, pairs: range) -> Tensor:
+    """The pairs k of ``pairs``, by the angles of their columns."""
+    here = torch.arange(pairs.start, pairs.stop, pairs.step, device=x.device)
+    behind = (here + 1) % x.shape[1]
+    angle = angle[:, here]
+    angle = torch.where(angle.abs() <= LARGEST, angle, torch.nan)
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    new = x.clone()
+    new[:, here] = cos * x[:, here] + sin * x[:, behind]
+    new[:, behind] = cos * x[:, behind] - sin * x[:, here]
+    return new
+
+
+def _to_20_bits(square: Tensor) -> Tensor:
+    """The nearest number with 4 bits fewer than float32 has (20), or than float64 has."""
+    bits = square.view(torch.int32 if square.dtype == torch.float32 else torch.int64)
+    return ((bits + 8) & -16).view(square.dtype)

@@ -1,0 +1,201 @@
+"""Rotation: norm-preserving diffusion by skew-symmetric noise (MSGM, "Multiplicative Diffusion Models", ICLR 2026).
+
+    dx = sqrt(beta(t)) G(x) o dW    (Stratonovich),    G(x) = (G^1 x, .., G^m x), every G^k skew, so |x| never changes,
+
+with a clock B(t) = int_0^t beta. In Ito form the drift is beta L x, L = 1/2 sum_k G^k G^k, normalised to tr L = -d/2:
+
+    isotropic   c (E_ij - E_ji), i < j, c^2 = 1 / (d - 1): G G^T = (|x|^2 I - x x^T) / (d - 1), L = -I/2; the direction
+                is Brownian motion on the sphere, run for the time B / (d - 1)
+    ring        (E_k,k+1 - E_k+1,k) / sqrt 2, k mod d: the authors' sparse tensor; L = -I/2
+    dense       independent normals, made skew: the authors' tensor of d^3 numbers
+
+Reversed, with noise level 1 - lambda (lambda 0 the reverse SDE, 1 the probability flow), per unit of the clock:
+
+    dx = (1 - lambda/2) G G^T score + sqrt(1 - lambda) G o dW    (Stratonovich; the Ito drift is (1 - lambda) L x more)
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from fastmsgm import heat_kernel, ops, rng
+from fastmsgm.clock import LinearClock
+
+NOISES = ("isotropic", "ring", "dense")
+DENSE_BYTES = 2**31  # the largest tensor of generators, float32
+
+
+@dataclass(frozen=True)
+class Rotation(LinearClock):
+    """Norm-preserving diffusion for t in [0, 1], beta linear in t.
+
+    Args:
+        noise: "isotropic", "ring" or "dense".
+        seed: of the dense tensor.
+        beta_min, beta_max: beta at t = 0 and t = 1. Samplers start from uniform directions, which the data reach at
+            clocks of about log d + 5 (isotropic noise); the default reaches 10.05.
+
+    Raises:
+        ValueError: an unknown noise, or a beta that is not positive and finite.
+    """
+
+    noise: str = "isotropic"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.noise not in NOISES:
+            raise ValueError(f"noise must be one of {', '.join(NOISES)}, got {self.noise!r}")
+
+    # ---- the noise, on x (n, d) and per unit of the clock ----
+
+    def turn(self, x: Tensor, w: Tensor) -> Tensor:
+        """G(x) w for w (n, d). Isotropic noise takes d normals instead of d (d - 1) / 2: the same law."""
+        if self.noise == "isotropic":
+            return self._tangent(x, w) * x.norm(dim=1, keepdim=True) / math.sqrt(x.shape[1] - 1)
+        if self.noise == "ring":
+            turned = x.roll(-1, 1) * w
+            return (turned - (x * w).roll(1, 1)) / math.sqrt(2)
+        return torch.einsum("ijk,nj,nk->ni", self._generators(x), x, w)
+
+    def turn_transposed(self, x: Tensor, v: Tensor) -> Tensor:
+        """G(x)^T v for v (n, d): what the noise sees of a direction."""
+        if self.noise == "isotropic":
+            return self.turn(x, v)
+        if self.noise == "ring":
+            return (x.roll(-1, 1) * v - x * v.roll(-1, 1)) / math.sqrt(2)
+        return torch.einsum("ijk,nj,ni->nk", self._generators(x), x, v)
+
+    def covariance(self, x: Tensor, v: Tensor) -> Tensor:
+        """G(x) G(x)^T v."""
+        return self.turn(x, self.turn_transposed(x, v))
+
+    def ito_drift(self, x: Tensor) -> Tensor:
+        """L x, the forward drift in Ito form; the divergence of G G^T is 2 L x."""
+        return x @ self._ito_matrix(x) if self.noise == "dense" else -x / 2
+
+    def reverse_drift(self, x: Tensor, score: Tensor, lambda_: float = 0.0, ito: bool = False) -> Tensor:
+        """The drift of the reversed process, towards the data, for the score of x (n, d) and 0 <= lambda_ <= 1.
+
+        Raises:
+            ValueError: lambda_ is out of range.
+        """
+        if not 0 <= lambda_ <= 1:
+            raise ValueError(f"lambda_ must be in [0, 1] (0 the SDE, 1 the ODE), got {lambda_!r}")
+        drift = (1 - lambda_ / 2) * self.covariance(x, score)
+        return drift + (1 - lambda_) * self.ito_drift(x) if ito else drift
+
+    # ---- forward ----
+
+    def perturb(self, x0: Tensor, t: Tensor, *, seed: int = 0, start: int = 0, steps: int = 128) -> Tensor:
+        """Draw x_t given x_0: in one shot by the heat kernel for isotropic noise, else by ``simulate``.
+
+        Args:
+            x0: (n, ...) float32, no zero vectors.
+            t: (n,) times in [0, 1].
+            seed, start: the noise stream and the global index of the first row.
+            steps: of the simulation.
+
+        Returns:
+            x_t, like x0, with its norms.
+
+        Raises:
+            TypeError, ValueError: x0 holds zero vectors or non-finite values, or t has another shape or range.
+        """
+        check_directions("x0", x0)
+        if not isinstance(t, Tensor):
+            raise TypeError(f"t must be a tensor of shape ({x0.shape[0]},), got {type(t).__name__}")
+        wrong = ~((t >= 0) & (t <= 1))
+        if t.shape != x0.shape[:1] or bool(wrong.any()):
+            got = tuple(t.shape) if t.shape != x0.shape[:1] else float(t[wrong][0])
+            raise ValueError(f"t must have shape ({x0.shape[0]},) and values in [0, 1], got {got}")
+        clocks, stream = self.clock(t.cpu().numpy()), rng.stream(seed, start, x0.device)
+        rows = x0.reshape(x0.shape[0], -1)
+        if self.noise != "isotropic":
+            return self.simulate(rows, clocks, stream, 0, steps).view_as(x0)
+        norms = rows.norm(dim=1, keepdim=True)
+        u = rows / norms
+        u_t = torch.empty_like(u)
+        angles = heat_kernel.angle_table(rows.shape[1])
+        coefficients = one_shot_coefficients(angles, clocks, 1.0, 1.0).to(x0.device)
+        table = angles.table.to(x0.device)
+        ops.rotation_perturb_(u, coefficients, table, stream, 0, u_t=u_t, net_in=None, target=None)
+        return (norms * u_t).view_as(x0)
+
+    def simulate(self, x0: Tensor, clocks: NDArray[np.float64], stream: Tensor, step: int, steps: int) -> Tensor:
+        """Run the noise forwards from x0 (n, d) for a clock each, (n,), in Heun steps (Stratonovich), norms kept."""
+        n, d = x0.shape
+        width = torch.from_numpy(np.sqrt(clocks / steps)).to(x0.device, x0.dtype)[:, None]
+        noise = rng.normals(n, steps * d, stream, rng.Kind.TRAINING_NOISE, step, x0.dtype).view(n, steps, d)
+        norms, x = x0.norm(dim=1, keepdim=True), x0
+        for k in range(steps):
+            w = width * noise[:, k]
+            first = self.turn(x, w)
+            x = x + (first + self.turn(x + first, w)) / 2
+            x = x * (norms / x.norm(dim=1, keepdim=True))
+        return x
+
+    # ---- the dense tensor ----
+
+    def _tangent(self, x: Tensor, v: Tensor) -> Tensor:
+        return v - (v * x).sum(1, keepdim=True) / (x * x).sum(1, keepdim=True) * x
+
+    def _generators(self, x: Tensor) -> Tensor:
+        return _dense_generators(x.shape[1], self.seed, x.dtype, x.device)
+
+    def _ito_matrix(self, x: Tensor) -> Tensor:
+        g = self._generators(x)
+        return torch.einsum("ijk,jlk->il", g, g) / 2
+
+
+@functools.lru_cache(maxsize=4)
+def _dense_generators(d: int, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(d, d, d): G^k = [:, :, k], skew, of squared norm d in all, so that tr L = -d/2."""
+    if 4 * d**3 > DENSE_BYTES:
+        raise ValueError(
+            f'noise="dense" keeps d^3 numbers, {4 * d**3 / 2**30:.1f} GiB for d = {d} (at most '
+            f'{DENSE_BYTES / 2**30:g} GiB): use "isotropic" or "ring"'
+        )
+    g = rng.normals(d, d * d, rng.stream(seed), rng.Kind.PRIOR, 2**32 - 1, torch.float64).view(d, d, d)
+    g = g - g.transpose(0, 1)
+    return (g * (math.sqrt(d) / g.norm())).to(device, dtype)
+
+
+def one_shot_coefficients(
+    angles: heat_kernel.AngleTable, clocks: NDArray[np.float64], target: ArrayLike, c_in: float
+) -> Tensor:
+    """The (n, 4) coefficients of ``rotation_perturb`` for a clock a sample."""
+    target = np.broadcast_to(np.asarray(target, np.float64), clocks.shape)
+    columns = (angles.row(clocks), -np.expm1(-clocks / 2), target, np.full_like(clocks, c_in))
+    return torch.from_numpy(np.stack(columns, axis=1)).float()
+
+
+def check_directions(name: str, x: Tensor) -> None:
+    """Raise where x has no directions to rotate: integers, NaN or infinity, one feature, zero vectors."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}: convert arrays with torch.from_numpy")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {x.dtype}: convert it with .float()")
+    if x.ndim < 2 or x.shape[0] < 1 or math.prod(x.shape[1:]) < 2:
+        raise ValueError(f"{name} must have shape (n, ...) with n >= 1 and at least 2 features, got {tuple(x.shape)}")
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError(f"{name} must be finite, got NaN or infinity in {int((~torch.isfinite(x)).sum())} entries")
+    norms = x.reshape(x.shape[0], -1).norm(dim=1)
+    if not bool(torch.isfinite(norms).all()):
+        raise ValueError(
+            f"{name} must have norms whose squares {x.dtype} can hold, got entries of up to {float(x.abs().max()):g}: "
+            "scale the data"
+        )
+    zero = norms < torch.finfo(torch.float32).tiny ** 0.5
+    if bool(zero.any()):
+        raise ValueError(
+            f"{name} must have no zero vectors, got {int(zero.sum())}: they have no direction. Leave them out, or "
+            "shift the data with offset=..."
+        )

@@ -1,0 +1,477 @@
+"""The ring step: the laws of the reference, the kernels within the oracle's bound of it, and the seam."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from oracle import POISON, assert_close
+from torch import Tensor
+
+from fastmsgm import ops, reference, rng
+from fastmsgm.kernels import cpu
+
+DIMENSIONS = (2, 3, 4, 5, 63, 64, 130, 784, 1024)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+FLAGS = [*itertools.product((False, True), (False, True))]  # restart, strang
+BACKENDS = (reference.ring_step, cpu.ring_step)
+EXACT = torch.float64
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("FASTMSGM_BACKEND", raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@dataclass
+class RingCase:
+    """The inputs of one ``ring_step``; ``run`` gives them to a backend, ``check`` compares it with the oracle."""
+
+    x: Tensor
+    f: Tensor
+    table: Tensor
+    stream: Tensor
+    step: int
+    history: Tensor | None
+    net_in: torch.dtype | None
+    restart: bool
+    strang: bool
+
+    def run(
+        self, ring_step: Callable[..., None], dtype: torch.dtype = torch.float32, in_place: bool = False
+    ) -> dict[str, Tensor]:
+        """Outputs by name: x, bad and, where the case has them, history and net_in."""
+        x = self.x.to(dtype, copy=True)
+        history = None if self.history is None else self.history.to(dtype, copy=True)
+        # The float64 reference keeps what the network would see unrounded.
+        net_dtype = self.net_in if dtype == torch.float32 else dtype
+        net_in = None if self.net_in is None else torch.full_like(x, POISON, dtype=net_dtype)
+        out = x if in_place else torch.full_like(x, POISON)
+        bad = torch.full((len(x),), -1, dtype=torch.int32)
+        ring_step(
+            x, self.f, self.table, self.stream, self.step, bad, out, history, net_in, self.restart, self.strang
+        )  # fmt: skip
+        if not in_place:
+            same = torch.allclose(x, self.x.to(dtype), rtol=0, atol=0, equal_nan=True)
+            assert same, "x changed in an out-of-place step"
+        outputs = {"x": out, "bad": bad, "history": history, "net_in": net_in}
+        return {name: tensor for name, tensor in outputs.items() if tensor is not None}
+
+    def check(self, ring_step: Callable[..., None], in_place: bool = False) -> None:
+        got = self.run(ring_step, in_place=in_place)
+        ref32, ref64 = (self.run(reference.ring_step, dtype) for dtype in (torch.float32, EXACT))
+        assert torch.equal(got["bad"], ref64["bad"])
+        for name in got.keys() - {"bad"}:
+            assert_close(got[name], ref32[name], ref64[name])
+
+
+def ring_case(
+    n: int, d: int, *, seed: int = 0, start: int = 0, restart: bool = False, strang: bool = True, history: bool = True,
+    net_in: torch.dtype | None = None, f_dtype: torch.dtype = torch.float32, drift: float = 1.5, noise: float = 0.6,
+) -> RingCase:  # fmt: skip
+    """A random case with norms between 1/4 and 4 and angles of order one; row 2 of its table is used."""
+    generator = torch.Generator().manual_seed(seed)
+    x, f, past = torch.randn(3, n, d, generator=generator)
+    size = 4 ** (2 * torch.rand(2, n, 1, generator=generator) - 1)
+    x, past = (size[i] * v / v.norm(dim=1, keepdim=True) for i, v in enumerate((x, past)))
+    f = f / size[0] * d**0.5  # angles drift x f of the same size for any d
+    table = torch.randn(4, 3, generator=generator)
+    table[2] = torch.tensor([drift, noise, 0.9])
+    stream = rng.stream(seed + 2**63, start)
+    past = past if history or restart else None
+    return RingCase(x, f.to(f_dtype), table, stream, 2, past, net_in, restart, strang)
+
+
+def step(
+    x: Tensor, f: Tensor, drift: float = 0.0, noise: float = 0.0, *, history: Tensor | None = None,
+    restart: bool = False, strang: bool = True, k: int = 0, backend: Callable[..., None] = reference.ring_step,
+) -> Tensor:  # fmt: skip
+    """The state after row k of a table of equal rows; no row may be lost."""
+    out, bad = torch.full_like(x, torch.nan), torch.full((len(x),), -1, dtype=torch.int32)
+    table = torch.tensor([[drift, noise, 1.0]]).repeat(k + 1, 1)
+    backend(x, f, table, rng.stream(5, 2**32 - 3), k, bad, out, history, None, restart, strang)
+    assert (bad == -1).all()
+    return out
+
+
+def directions(n: int, d: int, seed: int = 0, dtype: torch.dtype = EXACT) -> Tensor:
+    x = torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=EXACT)
+    return (x / x.norm(dim=1, keepdim=True)).to(dtype)
+
+
+# ---- laws of the reference ----
+
+
+def turn(d: int, pair: int, angle: Tensor) -> Tensor:
+    """The matrix of one rotation: exp(angle (E_k,k+1 - E_k+1,k))."""
+    here, behind, matrix = pair, (pair + 1) % d, torch.eye(d, dtype=EXACT)
+    matrix[here, here] = matrix[behind, behind] = torch.cos(angle)
+    matrix[here, behind], matrix[behind, here] = torch.sin(angle), -torch.sin(angle)
+    return matrix
+
+
+@pytest.mark.parametrize("d", [2, 3, 6, 7])
+@pytest.mark.parametrize("strang", [False, True])
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_step_is_a_product_of_rotations(d: int, strang: bool, restart: bool) -> None:
+    x, f, past = 2 * directions(20, d), directions(20, d, 1), 3 * directions(20, d, 2)
+    history = past.clone()
+    out = step(x, f, 0.75, 0.5, history=history, restart=restart, strang=strang, k=4)
+    torch.testing.assert_close(history, past if restart else x, rtol=0, atol=0)
+    stream = rng.stream(5, 2**32 - 3)
+    xi = rng.normals(20, 2 * d, stream, rng.Kind.STEP, 4, EXACT)
+    coins = rng.normals(20, 1, stream, rng.Kind.ANGLE, 4, EXACT)[:, 0]
+    assert 5 < (coins < 0).sum() < 15
+    even, odd = [*range(0, d - 1, 2)], [*range(1, d - 1, 2)] + [d - 1] * (d % 2 == 0)
+    outer, middle = ([even, odd], [d - 1]) if d % 2 else ([even], odd)
+    for i in range(20):
+        v = past[i] if restart else x[i]
+        phi = torch.stack([0.75 * (x[i, (k + 1) % d] * f[i, k] - x[i, k] * f[i, (k + 1) % d]) for k in range(d)])
+        for first, second, half in ((phi, phi, 0.5), (0.5 * xi[i, :d], 0.5 * xi[i, d:], 0.5**0.5)):
+            if strang:
+                plan = [(k, half * first[k]) for group in outer for k in group]
+                plan += [(k, first[k]) for k in middle]
+                plan += [(k, half * second[k]) for group in reversed(outer) for k in group]
+            else:
+                plan = [(k, first[k]) for group in (*outer, middle) for k in group]
+                plan = plan if coins[i] >= 0 else plan[::-1]
+            for k, angle in plan:
+                v = turn(d, k, angle) @ v
+        torch.testing.assert_close(out[i], v, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_single_pair_turns_by_its_angle(backend: Callable[..., None]) -> None:
+    check_single_pair(backend, torch.cat((torch.linspace(-1000, 1000, 4001), torch.arange(-1273, 1274) * math.pi / 4)))
+
+
+def check_single_pair(backend: Callable[..., None], a: Tensor) -> None:
+    """x = (0, 1, 0) and f = (a, 0, 0): pair 0 turns by a, and no other one does."""
+    x, f = torch.zeros(2, len(a), 3)
+    x[:, 1], f[:, 0] = 1, a
+    out = step(x, f, 1.0, strang=False, backend=backend)
+    expected = torch.stack((a.double().sin(), a.double().cos(), 0 * a.double()), 1)
+    assert (out - expected).abs().max() < 2.5e-7
+
+
+@pytest.mark.parametrize("strang", [False, True])
+@pytest.mark.parametrize("d", [2, 5, 8])
+def test_noise_lets_the_mean_decay(strang: bool, d: int) -> None:
+    """E[x] = exp(-B / 2) x_0, whatever the steps: a feature is in two pairs, each of variance dB / 2."""
+    n, steps, clock = 20_000, 3, 1.25
+    x0 = directions(1, d).expand(n, d)
+    x = x0
+    for k in range(steps):
+        x = step(x, x, noise=math.sqrt(clock / steps / 2), strang=strang, k=k)
+    along = (x * x0).sum(1)
+    assert abs(along.mean() - math.exp(-clock / 2)) < 4 * along.std() / math.sqrt(n)
+
+
+@pytest.mark.parametrize("strang", [False, True])
+@pytest.mark.parametrize(("d", "nodes"), [(3, 5), (6, 3)])
+def test_noise_is_of_weak_order_two(monkeypatch: pytest.MonkeyPatch, strang: bool, d: int, nodes: int) -> None:
+    """Second moments after B = 1 in steps, exactly: Gauss-Hermite nodes for the normals, both sides of the coin."""
+    node, weight = _hermite(nodes)
+    used = [
+        k for k in range(2 * d) if k < d or (strang and (k - d) % 2 == 0 if d % 2 == 0 else strang and k < 2 * d - 1)
+    ]
+    xi = torch.zeros(nodes ** len(used), 2 * d, dtype=EXACT)
+    xi[:, used] = torch.cartesian_prod(*[node] * len(used))
+    weights = torch.cartesian_prod(*[weight] * len(used)).prod(1)
+    eye = torch.eye(d, dtype=EXACT)
+
+    def moments(noise: float, coin: float) -> Tensor:
+        """The matrix that takes E[x x^T] over a step."""
+
+        def normals(n: int, features: int, stream: Tensor, kind: int, *_: object) -> Tensor:
+            return xi[:, :features] if kind == rng.Kind.STEP else torch.full((n, 1), coin)
+
+        monkeypatch.setattr(rng, "normals", normals)
+        turned = torch.stack([step(e.repeat(len(xi), 1), 0 * xi[:, :d], noise=noise, strang=strang) for e in eye], 2)
+        return torch.einsum("n,nij,nkl->ikjl", weights, turned, turned).reshape(d * d, d * d)
+
+    generators = [
+        torch.zeros(d, d, dtype=EXACT).index_put(_pair(d, k), torch.tensor([1.0, -1.0], dtype=EXACT)) / math.sqrt(2)
+        for k in range(d)
+    ]
+    second = torch.stack([torch.kron(a, eye) + torch.kron(eye, a) for a in generators])
+    exact = torch.linalg.matrix_exp((second @ second).sum(0) / 2)
+    errors = []
+    for steps in (2, 4, 8):
+        noise = (0.5 / steps) ** 0.5
+        one = moments(noise, 1.0) if strang else (moments(noise, 1.0) + moments(noise, -1.0)) / 2
+        errors.append((torch.linalg.matrix_power(one, steps) - exact).norm().item())
+    rates = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
+    assert all(abs(rate - 2) < 0.3 for rate in rates), (errors, rates)
+
+
+def _pair(d: int, k: int) -> tuple[Tensor, Tensor]:
+    here, behind = k, (k + 1) % d
+    return torch.tensor([here, behind]), torch.tensor([behind, here])
+
+
+def _hermite(nodes: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of a standard normal: eigenvalues of the Jacobi matrix."""
+    off = torch.arange(1, nodes, dtype=EXACT).sqrt()
+    values, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
+    return values, vectors[0] ** 2
+
+
+def velocity(x: Tensor, field: Tensor) -> Tensor:
+    """What the angles phi of f = field x do to x per unit of drift."""
+    f = x @ field.T
+    phi = x.roll(-1, 1) * f - x * f.roll(-1, 1)
+    return x.roll(-1, 1) * phi - (x * phi).roll(1, 1)
+
+
+def exact_flow(x: Tensor, field: Tensor, time: float) -> Tensor:
+    """By 400 steps of RK4; at d = 3, exp(field t) x on the sphere."""
+    if x.shape[1] == 3:
+        grown = x @ torch.linalg.matrix_exp(field * time).T
+        return grown / grown.norm(dim=1, keepdim=True)
+    h = time / 400
+    for _ in range(400):
+        k1 = velocity(x, field)
+        k2 = velocity(x + h / 2 * k1, field)
+        k3 = velocity(x + h / 2 * k2, field)
+        x = x + h / 6 * (k1 + 2 * k2 + 2 * k3 + velocity(x + h * k3, field))
+    return x
+
+
+@pytest.mark.parametrize("d", [3, 6])
+def test_midpoint_steps_converge(d: int) -> None:
+    x, field = directions(40, d), torch.randn(d, d, generator=torch.Generator().manual_seed(3), dtype=EXACT)
+    exact, history, errors = exact_flow(x, field, 1.0), torch.full_like(x, torch.nan), []
+    for steps in (16, 32, 64):
+        v = x
+        for _ in range(steps):
+            middle = step(v, v @ field.T, 0.5 / steps, history=history)
+            v = step(middle, middle @ field.T, 1 / steps, history=history, restart=True)
+        errors.append((v - exact).norm(dim=1).mean().item())
+    rates = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
+    assert all(abs(rate - 2) < 0.2 for rate in rates), (errors, rates)
+
+
+@pytest.mark.parametrize(("backend", "dtype", "bound", "d", "rounds"), [
+    (reference.ring_step, EXACT, 1e-13, 7, 50), (cpu.ring_step, torch.float32, 1e-6, 2, 250),
+    (cpu.ring_step, torch.float32, 1e-6, 3, 250), (cpu.ring_step, torch.float32, 1e-6, 1030, 250),
+])  # fmt: skip
+def test_norms_are_kept(backend: Callable[..., None], dtype: torch.dtype, bound: float, d: int, rounds: int) -> None:
+    """Steps of all four kinds in every round, of rows of norms from 0.03 to 30."""
+    n = 16
+    x = directions(n, d, dtype=dtype) * torch.logspace(-1.5, 1.5, n, dtype=dtype)[:, None]
+    norms, history, f = x.double().norm(dim=1), torch.zeros_like(x), directions(n, d, 1, torch.float32)
+    table, bad = torch.tensor([[0.05, 0.1, 1.0]]), torch.full((n,), -1, dtype=torch.int32)
+    before = x.clone()
+    for k in range(rounds):
+        for restart, strang in FLAGS:
+            backend(x, f, table, rng.stream(k), 0, bad, x, history, None, restart, strang)
+    assert (x.double().norm(dim=1) / norms - 1).abs().max() < bound
+    assert (bad == -1).all()
+    assert ((x - before).double().norm(dim=1) / norms).min() > 0.01
+
+
+# ---- the kernels against the reference ----
+
+
+@pytest.mark.parametrize("d", DIMENSIONS)
+@pytest.mark.parametrize(("restart", "strang"), FLAGS)
+def test_cpu_ring_step(d: int, restart: bool, strang: bool) -> None:
+    for seed, (net_in, f_dtype) in enumerate(zip((None, *DTYPES), (*DTYPES, torch.float32), strict=True)):
+        case = ring_case(
+            19, d, seed=seed, start=2**32 - 5, restart=restart, strang=strang, net_in=net_in, f_dtype=f_dtype,
+            history=seed % 2 == 0,
+        )  # fmt: skip
+        case.check(cpu.ring_step, in_place=seed % 2 == 1)
+
+
+@pytest.mark.parametrize("d", [3, 64, 2050])
+def test_cpu_ring_step_at_the_ends(d: int) -> None:
+    """Rows without noise and without drift, angles of many turns, rows of more than a block."""
+    for strang in (False, True):
+        for numbers in ({"noise": 0.0}, {"drift": 0.0}, {"drift": 60.0}, {}):
+            ring_case(19, d, strang=strang, **numbers).check(cpu.ring_step)
+
+
+@pytest.fixture
+def triton_ring_step() -> Callable[..., None]:
+    pytest.importorskip("triton")
+    from fastmsgm.kernels import ring
+
+    return ring.ring_step
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy warns of masked lanes and lost states, a GPU is silent
+@pytest.mark.parametrize("d", [*DIMENSIONS, 6, 7, 1030])
+def test_triton_ring_step(triton_ring_step: Callable[..., None], d: int) -> None:
+    """In the interpreter; one form a d, all of them at two small ones. Two programs run at d = 130."""
+    for seed, (restart, strang) in enumerate(FLAGS):
+        if d in (6, 7) or seed == d // 2 % 4:
+            case = ring_case(
+                5 if d == 130 else 3, d, seed=seed, start=2**32 - 2, restart=restart, strang=strang, history=strang,
+                net_in=(torch.float32, None, torch.float16)[seed % 3], f_dtype=DTYPES[seed % 3],
+            )  # fmt: skip
+            case.check(triton_ring_step, in_place=seed % 2 == 1)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_triton_ring_step_at_the_ends(triton_ring_step: Callable[..., None]) -> None:
+    for numbers in ({"noise": 0.0}, {"drift": 60.0}):
+        ring_case(3, 17, **numbers).check(triton_ring_step)
+    check_single_pair(
+        triton_ring_step, torch.cat((torch.linspace(-1000, 1000, 63), torch.arange(64) * 20 * math.pi / 4))
+    )
+
+
+@pytest.mark.parametrize("strang", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_row_without_noise_adds_none(backend: Callable[..., None], strang: bool) -> None:
+    """The seed makes no difference but for Lie's coin, which is tossed the same in the first sample's place."""
+    case = ring_case(1, 130, strang=strang, noise=0.0)
+    seeds = [s for s in range(8) if rng.normals(1, 1, rng.stream(s), rng.Kind.ANGLE, case.step)[0, 0] > 0]
+    first, *others = (dataclasses.replace(case, stream=rng.stream(s)).run(backend)["x"] for s in seeds)
+    assert others
+    assert all(torch.equal(first, other) for other in others)
+
+
+@pytest.mark.parametrize("d", [2, 15, 130, 1030])
+def test_bits_do_not_depend_on_threads_or_split(d: int) -> None:
+    n = 80_000 // d
+    cut = n // 3 + 1
+    for restart, strang in FLAGS:
+        case = ring_case(n, d, start=11, restart=restart, strang=strang, net_in=torch.bfloat16)
+        torch.set_num_threads(1)
+        alone = case.run(cpu.ring_step)
+        torch.set_num_threads(3)
+        together = case.run(cpu.ring_step)
+        first, second = (_rows(case, rows).run(cpu.ring_step) for rows in (slice(0, cut), slice(cut, n)))
+        for name, expected in alone.items():
+            assert torch.equal(together[name], expected)
+            assert torch.equal(torch.cat((first[name], second[name])), expected)
+
+
+def _rows(case: RingCase, rows: slice) -> RingCase:
+    parts = {name: getattr(case, name)[rows] for name in ("x", "f", "history")}
+    return dataclasses.replace(case, stream=case.stream + torch.tensor([0, rows.start]), **parts)
+
+
+# ---- lost samples ----
+
+
+def check_lost(backend: Callable[..., None], d: int, restart: bool, strang: bool) -> None:
+    """A sample with what is not finite, too large or too small is NaN everywhere and marked; the others stay."""
+    case = ring_case(12, d, restart=restart, strang=strang, net_in=torch.float32)
+    expected = case.run(backend)
+    case.f[1, d - 1], case.f[2, 0], case.f[3, 1] = torch.nan, torch.inf, -torch.inf
+    case.x[4, 1], case.x[5, 0] = torch.nan, torch.inf
+    case.f[6] *= 1e5  # angles beyond the largest
+    assert case.history is not None
+    base = case.history if restart else case.x
+    base[7] = 0.0
+    base[8, d - 1] = torch.nan
+    base[9] *= 1e30
+    got = case.run(backend)
+    expected["bad"][1:10] = case.step
+    for name in got.keys() - {"bad"}:
+        expected[name][1:10] = torch.nan
+    for name, tensor in got.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("restart", "strang"), FLAGS)
+def test_lost_samples_are_marked(backend: Callable[..., None], restart: bool, strang: bool) -> None:
+    for d in (3, 130):
+        check_lost(backend, d, restart, strang)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_triton_lost_samples_are_marked(triton_ring_step: Callable[..., None]) -> None:
+    check_lost(triton_ring_step, 7, False, True)
+    check_lost(triton_ring_step, 34, True, False)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_first_bad_step_is_kept(backend: Callable[..., None]) -> None:
+    case = ring_case(3, 8)
+    bad = torch.tensor([-1, 1, -1], dtype=torch.int32)
+    case.f[:2] = torch.nan
+    backend(case.x, case.f, case.table, case.stream, 2, bad, case.x, None, None, False, True)
+    assert bad.tolist() == [2, 1, -1]
+
+
+def test_empty_batch() -> None:
+    assert ring_case(0, 5).run(cpu.ring_step)["x"].shape == (0, 5)
+
+
+# ---- the seam ----
+
+
+def arguments(shape: tuple[int, ...] = (6, 7), **changes: Any) -> dict[str, Any]:
+    """Of the ops, in their order."""
+    case = ring_case(shape[0], math.prod(shape[1:]))
+    assert case.history is not None
+    given = {
+        "x": case.x.reshape(shape), "f": case.f.reshape(shape), "table": case.table, "stream": case.stream, "step": 1,
+        "bad": torch.full(shape[:1], -1, dtype=torch.int32), "history": case.history.reshape(shape),
+        "net_in": torch.zeros(shape), "restart": False, "strang": True,
+    }  # fmt: skip
+    return {**given, **changes}
+
+
+def test_opcheck() -> None:
+    torch.library.opcheck(ops.ring_step_, tuple(arguments().values()))
+    torch.library.opcheck(ops.ring_step, tuple(arguments(history=None, net_in=None).values()))
+
+
+@pytest.mark.parametrize("changes", [{}, {"restart": True}, {"history": None, "net_in": None, "strang": False}])
+def test_in_place_equals_out_of_place(changes: dict[str, Any]) -> None:
+    inside, outside = arguments((50, 7, 10), **changes), arguments((50, 7, 10), **changes)
+    outside["f"] = torch.stack((outside["f"], outside["f"]), -1)[..., 0]  # any strides
+    before = outside["x"].clone()
+    ops.ring_step_(**inside)
+    out = ops.ring_step(**outside)
+    assert torch.equal(out, inside["x"])
+    assert torch.equal(outside["x"], before)
+    assert not torch.equal(out, before)
+    for name in ("history", "net_in"):
+        if inside[name] is not None:
+            assert torch.equal(inside[name], outside[name])
+
+
+def test_the_named_reference_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTMSGM_BACKEND", "reference")
+    got, expected = arguments(), arguments()
+    ops.ring_step_(**got)
+    reference.ring_step(**{**expected, "out": expected["x"]})
+    assert torch.equal(got["x"], expected["x"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"x": torch.ones(6, 7).double()}, TypeError, r"x must be float32, got torch\.float64"),
+        ({"x": torch.ones(6, 1)}, ValueError, r"x must have at least 2 features, .* got \(6, 1\)"),
+        ({"f": torch.ones(6, 8)}, ValueError, r"network's output, must have the state's shape \(6, 7\), got \(6, 8\)"),
+        ({"table": torch.ones(4, 4)}, ValueError, r"table must be float32 of shape \(T, 3\), .*got .*\(4, 4\)"),
+        ({"step": 4}, ValueError, r"step must be a row of the table, 0 \.\. 3, got 4"),
+        ({"history": None, "restart": True}, ValueError, r"restart starts from history, got None: give what the step"),
+        ({"history": torch.ones(6, 8)}, ValueError, r"history must match x \(6, 7\) on cpu, got \(6, 8\) on cpu"),
+        ({"net_in": torch.ones(5, 7)}, ValueError, r"net_in must match x \(6, 7\) on cpu, got \(5, 7\) on cpu"),
+        ({"stream": torch.zeros(2)}, ValueError, r"stream must be int64 of shape \(2,\)"),
+    ],
+)
+@pytest.mark.parametrize("op", [ops.ring_step_, ops.ring_step])
+def test_wrong_input_is_named(op: Callable[..., Any], changes: dict[str, Any], error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        op(**arguments(**changes))
