@@ -78,10 +78,9 @@ def test_flow_stays_where_there_is_nowhere_to_go(length: float) -> None:
         torch.testing.assert_close(got, case.u / case.u.norm(dim=1, keepdim=True), rtol=0, atol=2e-7)
 
 
-@pytest.mark.parametrize("d", [2, 3, 17])
-def test_geodesic_stays_where_there_is_nowhere_to_go(d: int) -> None:
-    """What is left of a radial output is rounding, whose square can come out negative."""
-    case = step_case(60, d, geodesic=True, noise=0.0)
+def test_geodesic_stays_where_there_is_nowhere_to_go() -> None:
+    """What is left of a radial output is rounding, and its square less that of its rest is below zero now and then."""
+    case = step_case(1000, 2, geodesic=True, noise=0.0)
     case.f = 3 * case.u
     got = case.run(rotation.rotation_step)["u"]
     torch.testing.assert_close(got, case.u / case.u.norm(dim=1, keepdim=True), rtol=0, atol=1e-6)

@@ -89,8 +89,8 @@ ALIASES = {
 
 
 def resolve(solver: str | Solver | None, model: ScoreModel) -> Solver:
-    """A solver from its name or itself; None is "dpm++2m" where it is known (isotropic rotations, GBM denoisers), the
-    paper's otherwise: "dale-langevin" for a GBM score network, "stratonovich-rk4" for other rotations and VP.
+    """A solver from its name or itself; None is "sde-dpm++2m" for a GBM denoiser, whose errors its noise repairs,
+    "dpm++2m" for isotropic rotations, else the paper's: "dale-langevin" for a GBM score network, "stratonovich-rk4".
 
     Raises:
         ValueError: a name that is unknown for the model's process.
@@ -115,6 +115,6 @@ def resolve(solver: str | Solver | None, model: ScoreModel) -> Solver:
 
 def _default(model: ScoreModel) -> str:
     if isinstance(model, GBMModel):
-        return "dpm++2m" if model.prediction == "denoiser" else "dale-langevin"
+        return "sde-dpm++2m" if model.prediction == "denoiser" else "dale-langevin"
     exact = isinstance(model, RotationModel) and model.process.noise == "isotropic"
     return "dpm++2m" if exact else "stratonovich-rk4"
