@@ -545,3 +545,16 @@ def test_rotation_step_refuses(changes: dict[str, Any], error: type[Exception], 
 def test_rotation_perturb_refuses(changes: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         ops.rotation_perturb_(**perturb_arguments(**changes))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("d", [2, 3, 17])
+def test_a_radial_output_turns_nothing(d: int, backend: Callable[..., None]) -> None:
+    """Of a velocity without a tangent part the squared length may round to below zero: still no NaN."""
+    u = directions(5000, d, dtype=torch.float32)
+    out, bad = torch.full_like(u, torch.nan), torch.full((len(u),), -1, dtype=torch.int32)
+    for history in (None, 3 * u):
+        table = row(drift=1.0, w=0.5, back=0.5)
+        backend(u, 3 * u, table, None, rng.stream(0), 0, bad, out, history, None, True)
+        assert bool((bad == -1).all())
+        torch.testing.assert_close(out, u, rtol=0, atol=2e-6)

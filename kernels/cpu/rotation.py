@@ -431,7 +431,7 @@ def _exponential_rows(rows, d, u, f, past, xi, numbers, tangent, new, lost, spac
             if moving:
                 past_square[r] += products(past, (past,), i, j)[0]
         rest[r] = product * scale[r]
-        square[r] = size - rest[r] * rest[r]
+        square[r] = abs(size - rest[r] * rest[r])  # rounding may leave it below zero
     _exponential_numbers(
         rows, back, scale, square, rest, past_u, past_square, overlap, lost, a, b, c, a_past, b_past, c_past
     )
@@ -452,7 +452,7 @@ def _exponential_numbers(
     Within: first of u, the velocity at u (without its rest) and the way to the start, p = -back past (the same).
     """
     for r in range(rows):
-        way = back * back * (past_square[r] - past_u[r] * past_u[r])
+        way = back * back * abs(past_square[r] - past_u[r] * past_u[r])
         cos_way, sinc_way, fall = _circle(way)
         cos, sinc, _ = _circle(square[r])
         on_way = -back * (overlap[r] - rest[r] * past_u[r])  # velocity.p
