@@ -295,9 +295,9 @@ def test_fill_normal_refuses() -> None:
 @pytest.fixture
 def fresh_imports() -> Iterator[None]:
     """Forget which backends were found before and after."""
-    ops._import_error.cache_clear()
+    ops.dispatch._import_error.cache_clear()
     yield
-    ops._import_error.cache_clear()
+    ops.dispatch._import_error.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["reference", "cpu", "triton"])
@@ -328,7 +328,7 @@ def test_the_named_reference_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("fresh_imports")
 def test_fallback_with_one_warning(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setitem(ops._PACKAGES, "cpu", "fastmsgm.no_such_kernels")
+    monkeypatch.setitem(ops.dispatch._PACKAGES, "cpu", "fastmsgm.no_such_kernels")
     arguments = step_arguments()
     expected = copy(arguments)
     with caplog.at_level(logging.WARNING, "fastmsgm"):
@@ -344,7 +344,7 @@ def test_fallback_with_one_warning(monkeypatch: pytest.MonkeyPatch, caplog: pyte
 
 @pytest.mark.usefixtures("fresh_imports")
 def test_a_named_backend_does_not_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ops._PACKAGES, "cpu", "fastmsgm.no_such_kernels")
+    monkeypatch.setitem(ops.dispatch._PACKAGES, "cpu", "fastmsgm.no_such_kernels")
     monkeypatch.setenv("FASTMSGM_BACKEND", "cpu")
     with pytest.raises(ImportError, match="no_such_kernels"):
         ops.gbm_step_(**step_arguments())
