@@ -14,7 +14,6 @@ CPU time of the one thread, so what else the machine does takes nothing from it.
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 
 import msgm_authors
@@ -95,14 +94,6 @@ def distances(samples: Tensor, test: Tensor) -> dict[str, tuple[float, str]]:
     }  # fmt: skip
 
 
-def finished() -> set[str]:
-    """The quantities of this benchmark that the results already hold."""
-    if not results.RESULTS.exists():
-        return set()
-    with results.RESULTS.open(newline="") as file:
-        return {row["quantity"] for row in csv.DictReader(file) if row["benchmark"] == BENCHMARK}
-
-
 def record(label: str, samples: Tensor, test: Tensor, note: str) -> None:
     for metric, (value, more) in distances(samples, test).items():
         print(f"{label}: {metric} {value:.4g} {more}", flush=True)
@@ -121,7 +112,7 @@ def main() -> None:
     for seed in range(args.seeds):
         data = simulated.correlated_cauchy(TRAINING, 4, seed=100 + seed)
         test, other = (simulated.correlated_cauchy(SAMPLES, 4, seed=s + seed) for s in (200, 300))
-        done = finished()
+        done = results.finished(BENCHMARK)
         if f"two test sets, seed {seed}: MMD^2" not in done:
             record(f"two test sets, seed {seed}", other, test, "the floor")
         for arm in ARMS:

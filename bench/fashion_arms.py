@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import json
 import math
 import time
@@ -139,14 +138,6 @@ def draw(model: fastmsgm.GBMModel, solver: solvers.Solver, steps: int) -> Tensor
     return samples[samples.flatten(1).isfinite().all(1)]
 
 
-def finished() -> set[str]:
-    """The quantities of this benchmark that the results already hold."""
-    if not results.RESULTS.exists():
-        return set()
-    with results.RESULTS.open(newline="") as file:
-        return {row["quantity"] for row in csv.DictReader(file) if row["benchmark"] == BENCHMARK}
-
-
 def main() -> None:
     """Train what is not trained, measure what is not measured."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -164,7 +155,7 @@ def main() -> None:
     for name, arm, solver, steps in comparisons():
         calls = solver.plan(models[arm], steps).calls if arm in models else 0
         quantity = f"{name}, {calls} calls"
-        if arm not in models or quantity in finished():
+        if arm not in models or quantity in results.finished(BENCHMARK):
             continue
         began = time.monotonic()
         samples = draw(models[arm], solver, steps)

@@ -1,6 +1,7 @@
-"""The MSGM authors' dense-tensor formulas, written anew from their repository: what ``Rotation`` is compared with.
+"""The MSGM authors' formulas, written anew from their repository: what ``Rotation`` is compared with.
 
-    dx = sqrt(beta) G(x) o dW,  G(x)_ik = sum_j G_ijk x_j,  G of d^3 normals, made skew, squared norm d
+    dx = sqrt(beta) G(x) o dW,  G(x)_ik = sum_j G_ijk x_j,  G of squared norm d: of d^3 normals, made skew ("dense"), or
+    of the 2 d entries of a ring, which they multiply with by gathering and scattering ("sparse")
 
 Forward and reverse are integrated by the classical Runge-Kutta method (or Heun's) with the noise of a step held, in
 Stratonovich form; the loss is sliced score matching with Rademacher probes, |a|^2 / 2 + div(sqrt(beta) G a), on the
@@ -11,11 +12,13 @@ used here, and the loop over rows where t is below the first step.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 BETA_MIN, BETA_MAX, TIME_MIN = 0.1, 20.0, 1e-3
+Product = Callable[[Tensor, Tensor], Tensor]  # G(x) w of x (n, d) and w (n, d)
 
 
 def dense_tensor(d: int, seed: int) -> Tensor:
@@ -25,26 +28,45 @@ def dense_tensor(d: int, seed: int) -> Tensor:
     return g * (math.sqrt(d) / g.norm())
 
 
+def dense_product(g: Tensor) -> Product:
+    """G(x) w = sum_jk G_ijk x_j w_k, by way of G(x), d^2 numbers a sample."""
+    return lambda x, w: torch.einsum("nik,nk->ni", torch.einsum("ijk,nj->nik", g, x), w)
+
+
+def sparse_product(d: int) -> Product:
+    """G(x) w of the ring, whose G^k turns features k and k + 1 into each other."""
+    k = torch.arange(d)
+    ahead = (k + 1) % d
+    i, j, of = torch.cat((k, ahead)), torch.cat((ahead, k)), torch.cat((k, k))
+    values = torch.cat((torch.ones(d), -torch.ones(d))) / math.sqrt(2)
+    return lambda x, w: torch.zeros_like(x).index_add_(1, i, values * x[:, j] * w[:, of])
+
+
 def beta(t: float) -> float:
     """Linear in t."""
     return BETA_MIN + (BETA_MAX - BETA_MIN) * t
 
 
+def rk4(move: Callable[[Tensor, float], Tensor], x: Tensor, t: float, dt: float) -> Tensor:
+    """One step of the classical Runge-Kutta method, ``move`` being the whole increment at a state and a time."""
+    k1 = move(x, t)
+    k2 = move(x + k1 / 2, t + dt / 2)
+    k3 = move(x + k2 / 2, t + dt / 2)
+    return x + (k1 + 2 * k2 + 2 * k3 + move(x + k3, t + dt)) / 6
+
+
+def heun(move: Callable[[Tensor, float], Tensor], x: Tensor, t: float, dt: float) -> Tensor:
+    """One step of Heun's method."""
+    k1 = move(x, t)
+    return x + (k1 + move(x + k1, t + dt)) / 2
+
+
 def forward(g: Tensor, x0: Tensor, steps: int) -> Tensor:
     """The whole path, (steps + 1, n, d), by RK4 without any correction of the norm, as theirs."""
-    path, dt = [x0], 1 / steps
+    path, dt, product = [x0], 1 / steps, dense_product(g)
     for i in range(steps):
-        x, noise = path[-1], torch.randn_like(x0) * math.sqrt(dt)
-        t = i * dt
-
-        def move(x: Tensor, t: float, noise: Tensor = noise) -> Tensor:
-            return math.sqrt(beta(t)) * torch.einsum("ijk,nj,nk->ni", g, x, noise)
-
-        k1 = move(x, t)
-        k2 = move(x + k1 / 2, t + dt / 2)
-        k3 = move(x + k2 / 2, t + dt / 2)
-        k4 = move(x + k3, t + dt)
-        path.append(x + (k1 + 2 * k2 + 2 * k3 + k4) / 6)
+        noise = torch.randn_like(x0) * math.sqrt(dt)
+        path.append(rk4(lambda x, t, noise=noise: math.sqrt(beta(t)) * product(x, noise), path[-1], i * dt, dt))
     return torch.stack(path)
 
 
@@ -63,7 +85,7 @@ def loss(net: nn.Module, g: Tensor, x0: Tensor, steps: int, centre: float, sprea
     x = forward(g, x0, steps)[index, torch.arange(n)].detach().requires_grad_()
     a = network_output(net, x, t, centre, spread)
     v = torch.randint(0, 2, (n, d)).float() * 2 - 1
-    ga = torch.sqrt(BETA_MIN + (BETA_MAX - BETA_MIN) * t)[:, None] * torch.einsum("ijk,nj,nk->ni", g, x, a)
+    ga = torch.sqrt(BETA_MIN + (BETA_MAX - BETA_MIN) * t)[:, None] * dense_product(g)(x, a)
     (gradient,) = torch.autograd.grad((ga * v).sum(), x, create_graph=True)
     return (a.square().sum(1) / 2 + (gradient * v).sum(1)).mean()
 
@@ -71,24 +93,17 @@ def loss(net: nn.Module, g: Tensor, x0: Tensor, steps: int, centre: float, sprea
 @torch.no_grad()
 def sample(net: nn.Module, g: Tensor, norms: Tensor, steps: int, method: str, centre: float, spread: float) -> Tensor:
     """The reverse SDE (lambda = 0) from uniform directions times ``norms``, by "rk4" or "heun", norms restored."""
-    n, d = len(norms), g.shape[0]
+    (n, d), product, dt = (len(norms), g.shape[0]), dense_product(g), 1 / steps
     x = torch.randn(n, d)
     x = x * (norms / x.norm(dim=1))[:, None]
-    dt = 1 / steps
     for i in range(steps):
-        t, noise = 1 - i * dt, torch.randn(n, d) * math.sqrt(dt)
+        noise = torch.randn(n, d) * math.sqrt(dt)
 
-        def move(x: Tensor, t: float, noise: Tensor = noise) -> Tensor:
-            t = max(t, TIME_MIN)
+        def move(x: Tensor, s: float, noise: Tensor = noise) -> Tensor:
+            t = max(1 - s, TIME_MIN)
             a = network_output(net, x, torch.full((n,), t), centre, spread)
-            return math.sqrt(beta(t)) * torch.einsum("ijk,nj,nk->ni", g, x, a * dt + noise)
+            return math.sqrt(beta(t)) * product(x, a * dt + noise)
 
-        k1 = move(x, t)
-        if method == "heun":
-            x = x + (k1 + move(x + k1, t - dt)) / 2
-        else:
-            k2 = move(x + k1 / 2, t - dt / 2)
-            k3 = move(x + k2 / 2, t - dt / 2)
-            x = x + (k1 + 2 * k2 + 2 * k3 + move(x + k3, t - dt)) / 6
+        x = {"rk4": rk4, "heun": heun}[method](move, x, i * dt, dt)
         x = x * (norms / x.norm(dim=1))[:, None]
     return x

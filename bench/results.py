@@ -38,6 +38,14 @@ def append(*, benchmark: str, quantity: str, value: float, unit: str, note: str 
         writer.writerow(row[column] for column in COLUMNS)
 
 
+def finished(benchmark: str) -> set[str]:
+    """The quantities of a benchmark that the results already hold: a comparison that was cut goes on after them."""
+    if not RESULTS.exists():
+        return set()
+    with RESULTS.open(newline="") as file:
+        return {row["quantity"] for row in csv.DictReader(file) if row["benchmark"] == benchmark}
+
+
 def _commit() -> str:
     """The short hash of HEAD, "none" outside a repository or before its first commit."""
     try:
