@@ -14,6 +14,7 @@ CPU time of the one thread, so what else the machine does takes nothing from it.
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 
 import msgm_authors
@@ -28,47 +29,56 @@ from fastmsgm.nets import MLP
 
 BENCHMARK = "cauchy_arms"
 SECONDS, BATCH, SAMPLES, TRAINING = 300.0, 256, 20_000, 100_000
-ARMS = ("ours", "paper, 16 forward steps", "paper, 128 forward steps")
+OURS = "ours"
+SAMPLERS = {
+    OURS: ("DPM-Solver++(2M), 20 calls",),
+    "paper, 16 forward steps": ("RK4, 128 steps", "Heun, 128 steps"),
+    "paper, 128 forward steps": ("RK4, 128 steps", "Heun, 128 steps"),
+}
 
 
-def train(arm: str, seed: int, data: Tensor, seconds: float) -> tuple[fastmsgm.RotationModel, int]:
-    """The arm's network after its budget, averaged, in a model that holds the prior; and its iterations."""
-    torch.manual_seed(seed)
-    net = MLP(4, conditions=2)
-    model = fastmsgm.RotationModel.for_data(net, fastmsgm.Rotation(), data)
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
-    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.999))
-    centre, spread = float(model.log_norms.mean()), float(model.log_norms.std(correction=0))
-    g = msgm_authors.dense_tensor(4, seed)
-    stream, steps, began = rng.stream(seed), 0, time.process_time()
-    while time.process_time() - began < seconds:
-        batch = data[torch.randint(len(data), (BATCH,))]
-        if arm == "ours":
-            loss = losses.loss(model, batch, stream, steps)
-        else:
-            loss = msgm_authors.loss(net, g, batch, int(arm.split()[1]), centre, spread)
-        optimizer.zero_grad()
+class Training:
+    """An arm's network in training: ``step`` is one iteration."""
+
+    def __init__(self, arm: str, seed: int, data: Tensor) -> None:
+        self.arm, self.seed, self.data, self.steps = arm, seed, data, 0
+        torch.manual_seed(seed)
+        self.net = MLP(4, conditions=2)
+        self.model = fastmsgm.RotationModel.for_data(self.net, fastmsgm.Rotation(), data)
+        self.centre = float(self.model.log_norms.mean())
+        self.spread = float(self.model.log_norms.std(correction=0))
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-3)
+        self.average = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(0.999))
+        self.g, self.stream = msgm_authors.dense_tensor(4, seed), rng.stream(seed)
+
+    def step(self) -> None:
+        loss = self.loss(self.data[torch.randint(len(self.data), (BATCH,))])
+        self.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        average.update_parameters(net)
-        steps += 1
-    model.net = average.module.eval()
-    return model, steps
+        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        self.optimizer.step()
+        self.average.update_parameters(self.net)
+        self.steps += 1
 
+    def loss(self, batch: Tensor) -> Tensor:
+        if self.arm == OURS:
+            return losses.loss(self.model, batch, self.stream, self.steps)
+        noising = msgm_authors.noised_by_rows if "row by row" in self.arm else msgm_authors.noised
+        forward_steps = int(self.arm.split()[1])
+        return msgm_authors.loss(self.net, self.g, batch, forward_steps, self.centre, self.spread, noising)
 
-def draws(arm: str, model: fastmsgm.RotationModel, seed: int) -> dict[str, Tensor]:
-    """20,000 samples by each of the arm's samplers."""
-    if arm == "ours":
-        return {"DPM-Solver++(2M), 20 calls": fastmsgm.sample(model, SAMPLES, steps=20, seed=seed, progress=False)}
-    centre, spread = float(model.log_norms.mean()), float(model.log_norms.std(correction=0))
-    g = msgm_authors.dense_tensor(4, seed)
-    torch.manual_seed(seed)
-    norms = model.prior.draw(SAMPLES, rng.stream(seed))
-    return {
-        f"{name}, 128 steps": msgm_authors.sample(model.net, g, norms, 128, method, centre, spread)
-        for name, method in (("RK4", "rk4"), ("Heun", "heun"))
-    }
+    def samples(self) -> dict[str, Tensor]:
+        """20,000 by each of the arm's samplers, from the averaged network."""
+        self.model.net = net = self.average.module.eval()
+        if self.arm == OURS:
+            samples = fastmsgm.sample(self.model, SAMPLES, steps=20, seed=self.seed, progress=False)
+            return dict(zip(SAMPLERS[self.arm], (samples,), strict=True))
+        torch.manual_seed(self.seed)
+        norms = self.model.prior.draw(SAMPLES, self.stream)
+        return {
+            name: msgm_authors.sample(net, self.g, norms, 128, name.split(",")[0].lower(), self.centre, self.spread)
+            for name in SAMPLERS[self.arm]
+        }
 
 
 def distances(samples: Tensor, test: Tensor) -> dict[str, tuple[float, str]]:
@@ -103,6 +113,23 @@ def record(label: str, samples: Tensor, test: Tensor, note: str) -> None:
         )  # fmt: skip
 
 
+def rates(data: Tensor, rounds: int = 100) -> None:
+    """CPU milliseconds of an iteration of each arm, and of the paper's as its code loops over rows, taken in turns."""
+    arms = (*SAMPLERS, "paper, 16 forward steps, row by row")
+    runs = {arm: Training(arm, 0, data) for arm in arms}
+    times: dict[str, list[float]] = {arm: [] for arm in arms}
+    for _ in range(rounds):
+        for arm, run in runs.items():
+            began = time.process_time()
+            run.step()
+            times[arm].append(1e3 * (time.process_time() - began))
+    median = {arm: statistics.median(values[rounds // 10 :]) for arm, values in times.items()}
+    for arm in arms:
+        note = f"batch {BATCH}, 1 thread, median of {rounds} in turns; {median[arm] / median[OURS]:.1f} times ours"
+        results.append(benchmark=BENCHMARK, quantity=f"iteration, {arm}", value=median[arm], unit="ms", note=note)
+        print(f"iteration, {arm}: {median[arm]:.2f} ms, {note}")
+
+
 def main() -> None:
     """Train and measure what is not measured yet, one arm and seed at a time."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -113,16 +140,19 @@ def main() -> None:
         data = simulated.correlated_cauchy(TRAINING, 4, seed=100 + seed)
         test, other = (simulated.correlated_cauchy(SAMPLES, 4, seed=s + seed) for s in (200, 300))
         done = results.finished(BENCHMARK)
+        if f"iteration, {OURS}" not in done:
+            rates(data)
         if f"two test sets, seed {seed}: MMD^2" not in done:
             record(f"two test sets, seed {seed}", other, test, "the floor")
-        for arm in ARMS:
-            names = {"ours": ("DPM-Solver++(2M), 20 calls",)}.get(arm, ("RK4, 128 steps", "Heun, 128 steps"))
+        for arm, names in SAMPLERS.items():
             if all(f"{arm}, {name}, seed {seed}: MMD^2" in done for name in names):
                 continue
-            model, steps = train(arm, seed, data, SECONDS)
-            for name, samples in draws(arm, model, seed).items():
+            training, began = Training(arm, seed, data), time.process_time()
+            while time.process_time() - began < SECONDS:
+                training.step()
+            for name, samples in training.samples().items():
                 if f"{arm}, {name}, seed {seed}: MMD^2" not in done:
-                    note = f"{steps} iterations in {SECONDS:.0f} s of one core"
+                    note = f"{training.steps} iterations in {SECONDS:.0f} s of one core"
                     record(f"{arm}, {name}, seed {seed}", samples, test, note)
 
 
