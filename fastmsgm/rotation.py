@@ -25,7 +25,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from fastmsgm import heat_kernel, ops, rng
+from fastmsgm import ops, rng
+from fastmsgm.angle_table import AngleTable, angle_table
 from fastmsgm.clock import LinearClock
 
 NOISES = ("isotropic", "ring", "dense")
@@ -123,7 +124,7 @@ class Rotation(LinearClock):
         norms = rows.norm(dim=1, keepdim=True)
         u = rows / norms
         u_t = torch.empty_like(u)
-        angles = heat_kernel.angle_table(rows.shape[1])
+        angles = angle_table(rows.shape[1])
         coefficients = one_shot_coefficients(angles, clocks, 1.0, 1.0).to(x0.device)
         table = angles.table.to(x0.device)
         ops.rotation_perturb_(u, coefficients, table, stream, 0, u_t=u_t, net_in=None, target=None)
@@ -168,9 +169,7 @@ def _dense_generators(d: int, seed: int, dtype: torch.dtype, device: torch.devic
     return (g * (math.sqrt(d) / g.norm())).to(device, dtype)
 
 
-def one_shot_coefficients(
-    angles: heat_kernel.AngleTable, clocks: NDArray[np.float64], target: ArrayLike, c_in: float
-) -> Tensor:
+def one_shot_coefficients(angles: AngleTable, clocks: NDArray[np.float64], target: ArrayLike, c_in: float) -> Tensor:
     """The (n, 4) coefficients of ``rotation_perturb`` for a clock a sample."""
     target = np.broadcast_to(np.asarray(target, np.float64), clocks.shape)
     columns = (angles.row(clocks), -np.expm1(-clocks / 2), target, np.full_like(clocks, c_in))

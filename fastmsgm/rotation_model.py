@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastmsgm import heat_kernel, ops
+from fastmsgm.angle_table import angle_table
 from fastmsgm.model import PRECISIONS, ScoreModel
 from fastmsgm.priors import RadialPrior
 from fastmsgm.rotation import Rotation, check_directions, one_shot_coefficients
@@ -138,7 +139,7 @@ class RotationModel(ScoreModel):
         u0 = x0 / x0.norm(dim=1, keepdim=True)
         if self.process.noise != "isotropic":
             return self.process.simulate(u0, clocks, stream, step, FORWARD_STEPS)
-        angles, u = heat_kernel.angle_table(self.dimension), torch.empty_like(u0)
+        angles, u = angle_table(self.dimension), torch.empty_like(u0)
         coefficients = one_shot_coefficients(angles, clocks, 1.0, 1.0).to(x0.device)
         table = angles.table.to(x0.device)
         ops.rotation_perturb_(u0, coefficients, table, stream, step, u_t=u, net_in=None, target=None)

@@ -11,6 +11,7 @@ from scipy.stats import beta
 from torch import Tensor
 
 from fastmsgm import RadialPrior, Rotation, heat_kernel, ops, rng, rotation
+from fastmsgm.angle_table import angle_table
 from fastmsgm.metrics import kolmogorov_smirnov
 from fastmsgm.rotation import NOISES, one_shot_coefficients
 
@@ -237,7 +238,7 @@ def test_in_three_dimensions_all_noises_are_one(monkeypatch: pytest.MonkeyPatch)
 def test_steins_identity(d: int, clock: float) -> None:
     """E[score . u_0] = (d - 1) e^{-B/2}, with the score that the table and the kernel give."""
     n = 20_000
-    angles, clocks = heat_kernel.angle_table(d), np.full(n, clock)
+    angles, clocks = angle_table(d), np.full(n, clock)
     coefficients = one_shot_coefficients(angles, clocks, heat_kernel.kappa(clocks, d), 1.0)
     u0 = torch.eye(d)[:1].repeat(n, 1)
     score = torch.empty_like(u0)

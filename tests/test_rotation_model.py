@@ -28,7 +28,8 @@ from fastmsgm import (
     rng,
     sample,
 )  # fmt: skip
-from fastmsgm.heat_kernel import AngleLaw, kappa, log_kernel, rho
+from fastmsgm.angle_law import AngleLaw
+from fastmsgm.heat_kernel import kappa, log_kernel, rho
 from fastmsgm.losses import rotation as rotation_losses
 from fastmsgm.nets import MLP, UNet
 from fastmsgm.rotation_model import CLOCK_MIN, PROBES

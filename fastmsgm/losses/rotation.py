@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastmsgm import heat_kernel, ops, rng
 from fastmsgm.additive import VPModel
+from fastmsgm.angle_table import angle_table
 from fastmsgm.rotation import one_shot_coefficients
 from fastmsgm.rotation_model import CLOCK_MIN, RotationModel
 
@@ -27,7 +28,7 @@ def spherical_denoising(model: RotationModel, x0: Tensor, stream: Tensor, step: 
     """Denoising score matching at log B uniform between ``CLOCK_MIN`` and the process's largest clock."""
     uniform = rng.uniforms(x0.shape[0], 1, stream, rng.Kind.TRAINING_TIME, step)[:, 0].numpy()
     clocks = CLOCK_MIN * np.exp(uniform * math.log(model.process.clock_max / CLOCK_MIN))
-    angles, root = heat_kernel.angle_table(model.dimension), math.sqrt(model.dimension)
+    angles, root = angle_table(model.dimension), math.sqrt(model.dimension)
     coefficients = one_shot_coefficients(angles, clocks, root / heat_kernel.sigma(clocks), root).to(x0.device)
     norms, u_t, target = _norms(x0), torch.empty_like(x0), torch.empty_like(x0)
     net_in = torch.empty_like(x0, dtype=model.input_dtype)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastmsgm import heat_kernel
+from fastmsgm.angle_table import angle_table
 from fastmsgm.model import ScoreModel
 from fastmsgm.reference import ROTATION_COLUMNS
 from fastmsgm.rotation_model import CLOCK_MIN, RotationModel
@@ -99,7 +100,7 @@ class SphericalMultistep(SphericalSolver):
             w[1:-1] = length[1:-1] / (2 * whole[:-2])
         noise = after - middle
         columns = _denoiser(model, clocks) | {"w": w, "length": length, "spread": -np.expm1(-noise / 2)}
-        angles = heat_kernel.angle_table(model.dimension).spread(noise) if self.eta else None
+        angles = angle_table(model.dimension).spread(noise) if self.eta else None
         return RotationPlan(clocks, _table(columns, steps), angles, (False,) * steps, multistep=self.order == 2)
 
 
