@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from fastmsgm import ops, rng
-from fastmsgm.angle_table import AngleTable, angle_table
+from fastmsgm.angle_table import angle_table
 from fastmsgm.clock import LinearClock
 
 NOISES = ("isotropic", "ring", "dense")
@@ -119,16 +119,34 @@ class Rotation(LinearClock):
             raise ValueError(f"t must have shape ({x0.shape[0]},) and values in [0, 1], got {got}")
         clocks, stream = self.clock(t.cpu().numpy()), rng.stream(seed, start, x0.device)
         rows = x0.reshape(x0.shape[0], -1)
-        if self.noise != "isotropic":
-            return self.simulate(rows, clocks, stream, 0, steps).view_as(x0)
         norms = rows.norm(dim=1, keepdim=True)
-        u = rows / norms
-        u_t = torch.empty_like(u)
-        angles = angle_table(rows.shape[1])
-        coefficients = one_shot_coefficients(angles, clocks, 1.0, 1.0).to(x0.device)
+        return (norms * self.noised(rows / norms, clocks, stream, 0, steps)).view_as(x0)
+
+    def noised(self, u0: Tensor, clocks: NDArray[np.float64], stream: Tensor, step: int, steps: int) -> Tensor:
+        """Directions u0 (n, d) after a clock each, (n,): in one shot for isotropic noise, else simulated in ``steps``.
+
+        ``stream`` and ``step`` are the noise's address, the stream on the device of u0.
+        """
+        if self.noise != "isotropic":
+            return self.simulate(u0, clocks, stream, step, steps)
+        return self.one_shot(u0, clocks, stream, step)
+
+    def one_shot(
+        self, x0: Tensor, clocks: NDArray[np.float64], stream: Tensor, step: int, *, net_in: Tensor | None = None,
+        c_in: float = 1.0, target: Tensor | None = None, scale: ArrayLike = 1.0,
+    ) -> Tensor:  # fmt: skip
+        """The direction of x_t given x_0 (n, ...), a clock each, (n,), by the heat kernel: for isotropic noise alone.
+
+        Args:
+            net_in: like x0, in the network's dtype, or None; receives c_in times the direction.
+            target: like x0, or None; receives the score of the direction times scale / kappa, scale one or (n,).
+        """
+        u_t, angles = torch.empty_like(x0), angle_table(math.prod(x0.shape[1:]))
+        columns = np.broadcast_arrays(angles.row(clocks), -np.expm1(-clocks / 2), scale, c_in)
+        coefficients = torch.from_numpy(np.stack(columns, axis=1)).to(x0.device, torch.float32)
         table = angles.table.to(x0.device)
-        ops.rotation_perturb_(u, coefficients, table, stream, 0, u_t=u_t, net_in=None, target=None)
-        return (norms * u_t).view_as(x0)
+        ops.rotation_perturb_(x0, coefficients, table, stream, step, u_t=u_t, net_in=net_in, target=target)
+        return u_t
 
     def simulate(self, x0: Tensor, clocks: NDArray[np.float64], stream: Tensor, step: int, steps: int) -> Tensor:
         """Run the noise forwards from x0 (n, d) for a clock each, (n,), in Heun steps (Stratonovich), norms kept."""
@@ -167,13 +185,6 @@ def _dense_generators(d: int, seed: int, dtype: torch.dtype, device: torch.devic
     g = rng.normals(d, d * d, rng.stream(seed), rng.Kind.PRIOR, 2**32 - 1, torch.float64).view(d, d, d)
     g = g - g.transpose(0, 1)
     return (g * (math.sqrt(d) / g.norm())).to(device, dtype)
-
-
-def one_shot_coefficients(angles: AngleTable, clocks: NDArray[np.float64], target: ArrayLike, c_in: float) -> Tensor:
-    """The (n, 4) coefficients of ``rotation_perturb`` for a clock a sample."""
-    target = np.broadcast_to(np.asarray(target, np.float64), clocks.shape)
-    columns = (angles.row(clocks), -np.expm1(-clocks / 2), target, np.full_like(clocks, c_in))
-    return torch.from_numpy(np.stack(columns, axis=1)).float()
 
 
 def check_directions(name: str, x: Tensor) -> None:

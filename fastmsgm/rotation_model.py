@@ -20,11 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fastmsgm import heat_kernel, ops
-from fastmsgm.angle_table import angle_table
+from fastmsgm import heat_kernel
 from fastmsgm.model import PRECISIONS, ScoreModel
 from fastmsgm.priors import RadialPrior
-from fastmsgm.rotation import Rotation, check_directions, one_shot_coefficients
+from fastmsgm.rotation import Rotation, check_directions
 
 FORWARD_STEPS = 64  # of a simulated forward process in training
 CLOCK_MIN = 1e-4  # the smallest clock that a network is trained at, below which solvers step to 0
@@ -137,13 +136,7 @@ class RotationModel(ScoreModel):
     def noised(self, x0: Tensor, clocks: NDArray[np.float64], stream: Tensor, step: int) -> Tensor:
         """The direction of x_t of x0 (n, d), a clock each: one shot for isotropic noise, else simulated."""
         u0 = x0 / x0.norm(dim=1, keepdim=True)
-        if self.process.noise != "isotropic":
-            return self.process.simulate(u0, clocks, stream, step, FORWARD_STEPS)
-        angles, u = angle_table(self.dimension), torch.empty_like(u0)
-        coefficients = one_shot_coefficients(angles, clocks, 1.0, 1.0).to(x0.device)
-        table = angles.table.to(x0.device)
-        ops.rotation_perturb_(u0, coefficients, table, stream, step, u_t=u, net_in=None, target=None)
-        return u
+        return self.process.noised(u0, clocks, stream, step, FORWARD_STEPS)
 
     def coefficients(self, clocks: NDArray[np.float64]) -> NDArray[np.float64]:
         """alpha, sigma / sqrt(d), rho / sqrt(d) at clocks (R,), shape (R, 3): D and the score of f's tangent part."""

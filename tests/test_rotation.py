@@ -10,10 +10,9 @@ import torch
 from scipy.stats import beta
 from torch import Tensor
 
-from fastmsgm import RadialPrior, Rotation, heat_kernel, ops, rng, rotation
-from fastmsgm.angle_table import angle_table
+from fastmsgm import RadialPrior, Rotation, heat_kernel, rng, rotation
 from fastmsgm.metrics import kolmogorov_smirnov
-from fastmsgm.rotation import NOISES, one_shot_coefficients
+from fastmsgm.rotation import NOISES
 
 LEVI_CIVITA = torch.zeros(3, 3, 3, dtype=torch.float64)
 for _i, _j, _k in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
@@ -238,11 +237,9 @@ def test_in_three_dimensions_all_noises_are_one(monkeypatch: pytest.MonkeyPatch)
 def test_steins_identity(d: int, clock: float) -> None:
     """E[score . u_0] = (d - 1) e^{-B/2}, with the score that the table and the kernel give."""
     n = 20_000
-    angles, clocks = angle_table(d), np.full(n, clock)
-    coefficients = one_shot_coefficients(angles, clocks, heat_kernel.kappa(clocks, d), 1.0)
-    u0 = torch.eye(d)[:1].repeat(n, 1)
+    clocks, u0 = np.full(n, clock), torch.eye(d)[:1].repeat(n, 1)
     score = torch.empty_like(u0)
-    ops.rotation_perturb_(u0, coefficients, angles.table, rng.stream(0), 0, u_t=None, net_in=None, target=score)
+    Rotation().one_shot(u0, clocks, rng.stream(0), 0, target=score, scale=heat_kernel.kappa(clocks, d))
     assert abs(float(z_scores((score * u0).sum(1), (d - 1) * math.exp(-clock / 2)))) < 4
 
 

@@ -15,10 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastmsgm import heat_kernel, ops, rng
+from fastmsgm import heat_kernel, rng
 from fastmsgm.additive import VPModel
-from fastmsgm.angle_table import angle_table
-from fastmsgm.rotation import one_shot_coefficients
 from fastmsgm.rotation_model import CLOCK_MIN, RotationModel
 
 TIME_MIN = 1e-3  # the paper's truncation of t
@@ -28,14 +26,12 @@ def spherical_denoising(model: RotationModel, x0: Tensor, stream: Tensor, step: 
     """Denoising score matching at log B uniform between ``CLOCK_MIN`` and the process's largest clock."""
     uniform = rng.uniforms(x0.shape[0], 1, stream, rng.Kind.TRAINING_TIME, step)[:, 0].numpy()
     clocks = CLOCK_MIN * np.exp(uniform * math.log(model.process.clock_max / CLOCK_MIN))
-    angles, root = angle_table(model.dimension), math.sqrt(model.dimension)
-    coefficients = one_shot_coefficients(angles, clocks, root / heat_kernel.sigma(clocks), root).to(x0.device)
-    norms, u_t, target = _norms(x0), torch.empty_like(x0), torch.empty_like(x0)
-    net_in = torch.empty_like(x0, dtype=model.input_dtype)
-    ops.rotation_perturb_(
-        x0, coefficients, angles.table.to(x0.device), stream.to(x0.device), step, u_t=u_t, net_in=net_in, target=target
+    net_in, target = torch.empty_like(x0, dtype=model.input_dtype), torch.empty_like(x0)
+    scale = math.sqrt(model.dimension) / heat_kernel.sigma(clocks)
+    u_t = model.process.one_shot(
+        x0, clocks, stream.to(x0.device), step, net_in=net_in, c_in=model.input_scale, target=target, scale=scale
     )
-    f = model(net_in, model.condition(clocks, norms)).float().flatten(1)
+    f = model(net_in, model.condition(clocks, _norms(x0))).float().flatten(1)
     u_t, target = u_t.flatten(1), target.flatten(1)
     return (f - (f * u_t).sum(1, keepdim=True) * u_t - target).square().mean()
 
