@@ -56,9 +56,25 @@ class AngleTable:
         Raises:
             ValueError: a clock is NaN, negative or infinite.
         """
-        nodes = _row_clocks(self.table.shape[1])
+        nodes, scale = self._rows
         inside = np.clip(check_clocks(clock), nodes[0], nodes[-1])
-        return np.asarray(np.interp(-1 / np.expm1(inside / 2), -1 / np.expm1(nodes / 2), np.arange(float(len(nodes)))))
+        return np.asarray(np.interp(-1 / np.expm1(inside / 2), scale, np.arange(float(len(nodes)))))
+
+    def on(self, device: torch.device) -> Tensor:
+        """``table`` on a device, copied there once."""
+        if device not in self._copies:
+            self._copies[device] = self.table.to(device)
+        return self._copies[device]
+
+    @functools.cached_property
+    def _rows(self) -> tuple[Array, Array]:
+        """The clock of every row, and -1 / (e^{B/2} - 1) there, in which the fraction between two rows is linear."""
+        nodes = _row_clocks(self.table.shape[1])
+        return nodes, -1 / np.expm1(nodes / 2)
+
+    @functools.cached_property
+    def _copies(self) -> dict[torch.device, Tensor]:
+        return {}
 
     def spread(self, clocks: ArrayLike) -> Tensor:
         """V(., B) of each clock, (T, NZ) float32: what a sampling step needs of the table.

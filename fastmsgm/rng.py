@@ -13,6 +13,7 @@ A ``stream`` is an int64 tensor ``[seed, first sample index]`` on the device of 
 
 from __future__ import annotations
 
+import functools
 import math
 from enum import IntEnum
 
@@ -81,14 +82,21 @@ def stream(seed: int, start: int = 0, device: torch.device | str = "cpu") -> Ten
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
     """Ten rounds of Philox4x32 on int64 tensors that hold 32-bit words; the four output words, same shape."""
     c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(ROUNDS):
-        p0, p1 = c0 * PHILOX_M0, c2 * PHILOX_M1  # wraps mod 2^64: the bits are right
-        high0, low0 = (p0 >> 32) & _MASK, p0 & _MASK
-        high1, low1 = (p1 >> 32) & _MASK, p1 & _MASK
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
-        k0, k1 = (k0 + PHILOX_W0) & _MASK, (k1 + PHILOX_W1) & _MASK
-    return c0, c1, c2, c3
+    pair = (2, *[1] * c0.ndim)
+    factors, bumps = _constants(c0.device)
+    keys = (torch.stack(key) + bumps) & _MASK  # of every round
+    even, odd = torch.stack((c0, c2)), torch.stack((c1, c3))
+    for k in keys:
+        product = even.flip(0) * factors.view(pair)  # wraps mod 2^64: the bits are right
+        even, odd = ((product >> 32) & _MASK) ^ odd ^ k.view(pair), product & _MASK
+    return even[0], odd[0], even[1], odd[1]
+
+
+@functools.cache
+def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    """The multipliers of c2 and c0; what the two words of the key are bumped by before each round, (ROUNDS, 2)."""
+    weyl = torch.tensor((PHILOX_W0, PHILOX_W1), device=device)
+    return torch.tensor((PHILOX_M1, PHILOX_M0), device=device), torch.arange(ROUNDS, device=device)[:, None] * weyl
 
 
 def words(n: int, quads: int, stream: Tensor, kind: int, step: int) -> Tensor:

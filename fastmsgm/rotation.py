@@ -144,7 +144,7 @@ class Rotation(LinearClock):
         u_t, angles = torch.empty_like(x0), angle_table(math.prod(x0.shape[1:]))
         columns = np.broadcast_arrays(angles.row(clocks), -np.expm1(-clocks / 2), scale, c_in)
         coefficients = torch.from_numpy(np.stack(columns, axis=1)).to(x0.device, torch.float32)
-        table = angles.table.to(x0.device)
+        table = angles.on(x0.device)
         ops.rotation_perturb_(x0, coefficients, table, stream, step, u_t=u_t, net_in=net_in, target=target)
         return u_t
 

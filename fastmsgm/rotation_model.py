@@ -72,6 +72,8 @@ class RotationModel(ScoreModel):
         self.process, self._shape, self.objective, self.probes = process, tuple(shape), objective, probes
         self.bandwidth, self.tail = prior.bandwidth, prior.tail
         self.register_buffer("log_norms", prior.log_norms)
+        self._centre = float(prior.log_norms.mean())
+        self._spread = max(float(prior.log_norms.std(correction=0)), 1e-3)
 
     @classmethod
     def for_data(
@@ -119,10 +121,8 @@ class RotationModel(ScoreModel):
 
     def condition(self, clocks: NDArray[np.float64], norms: Tensor) -> Tensor:
         """The network's conditioning numbers, (n, 2) float32, of clocks (n,) or one for all and norms (n,)."""
-        logs = torch.log(norms)
         level = torch.from_numpy(np.broadcast_to((np.log(clocks) + 3) / 3, len(norms)).astype(np.float32))
-        centre, spread = self.log_norms.mean(), self.log_norms.std(correction=0).clamp(min=1e-3)
-        return torch.stack((level.to(norms.device), (logs - centre) / spread), dim=1)
+        return torch.stack((level.to(norms.device), (torch.log(norms) - self._centre) / self._spread), dim=1)
 
     @property
     def input_scale(self) -> float:

@@ -107,6 +107,7 @@ def fit(
     recent: list[Tensor] = []
     saved = time.monotonic()
     model.train()
+    parameters = list(model.net.parameters())
     with _stop_requests() as stop, bar, _tensorboard(run) if tensorboard else nullcontext() as writer:
         while run.step < steps:
             run.optimizer.param_groups[0]["lr"] = lr * _schedule(run.step, steps, warmup)
@@ -114,7 +115,7 @@ def fit(
             loss = losses.loss(model, batch, noise, run.step, levels)
             run.optimizer.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(model.net.parameters(), clip)
+            nn.utils.clip_grad_norm_(parameters, clip)
             run.optimizer.step()
             run.average.update_parameters(model.net)
             run.step += 1
@@ -143,7 +144,7 @@ class _Run:
 
     def __init__(self, model: ScoreModel, settings: dict[str, Any], out: Path | None) -> None:
         self.model, self.settings, self.out = model, settings, out
-        self.optimizer = torch.optim.Adam(model.net.parameters(), lr=settings["lr"])
+        self.optimizer = torch.optim.Adam(model.net.parameters(), lr=settings["lr"], fused=True)
         self.average = AveragedModel(model.net, multi_avg_fn=get_ema_multi_avg_fn(settings["ema"]), use_buffers=True)
         self.step = 0
         self.losses: list[float] = []
@@ -216,12 +217,12 @@ class _DataOrder:
 
     def batch(self, step: int, size: int) -> Tensor:
         """Row indices of batch ``step``, (size,) int64 on the CPU."""
-        position = torch.arange(step * size, (step + 1) * size)
-        index = torch.empty(size, dtype=torch.int64)
-        for epoch in range(int(position[0]) // self.rows, int(position[-1]) // self.rows + 1):
-            here = position // self.rows == epoch
-            index[here] = self._permutation(epoch)[position[here] % self.rows]
-        return index
+        parts, first, end = [], step * size, (step + 1) * size
+        while first < end:
+            epoch, row = divmod(first, self.rows)
+            parts.append(self._permutation(epoch)[row : row + end - first])
+            first += len(parts[-1])
+        return torch.cat(parts)
 
     def _permutation(self, epoch: int) -> Tensor:
         if epoch != self.epoch:

@@ -117,6 +117,14 @@ def test_angle_table_spread(tables: dict[int, AngleTable]) -> None:
     assert table.spread([0.0]).equal(table.table[0, :1])
 
 
+def test_angle_table_is_copied_to_a_device_once(tables: dict[int, AngleTable]) -> None:
+    table = tables[16]
+    assert table.on(torch.device("cpu")) is table.table
+    copy = table.on(torch.device("meta"))
+    assert copy.is_meta
+    assert table.on(torch.device("meta")) is copy
+
+
 # ---- the cache ----
 
 
