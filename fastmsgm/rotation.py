@@ -149,13 +149,15 @@ class Rotation(LinearClock):
         return u_t
 
     def simulate(self, x0: Tensor, clocks: NDArray[np.float64], stream: Tensor, step: int, steps: int) -> Tensor:
-        """Run the noise forwards from x0 (n, d) for a clock each, (n,), in Heun steps (Stratonovich), norms kept."""
+        """Run the noise forwards from x0 (n, d) for a clock each, (n,), in Heun steps (Stratonovich), norms kept.
+
+        Step k has its normals at the noise address ``step * steps + k``.
+        """
         n, d = x0.shape
         width = torch.from_numpy(np.sqrt(clocks / steps)).to(x0.device, x0.dtype)[:, None]
-        noise = rng.normals(n, steps * d, stream, rng.Kind.TRAINING_NOISE, step, x0.dtype).view(n, steps, d)
         norms, x = x0.norm(dim=1, keepdim=True), x0
         for k in range(steps):
-            w = width * noise[:, k]
+            w = width * rng.normals(n, d, stream, rng.Kind.TRAINING_NOISE, step * steps + k, x0.dtype)
             first = self.turn(x, w)
             x = x + (first + self.turn(x + first, w)) / 2
             x = x * (norms / x.norm(dim=1, keepdim=True))
@@ -182,9 +184,15 @@ def _dense_generators(d: int, seed: int, dtype: torch.dtype, device: torch.devic
             f'noise="dense" keeps d^3 numbers, {4 * d**3 / 2**30:.1f} GiB for d = {d} (at most '
             f'{DENSE_BYTES / 2**30:g} GiB): use "isotropic" or "ring"'
         )
-    g = rng.normals(d, d * d, rng.stream(seed), rng.Kind.PRIOR, 2**32 - 1, torch.float64).view(d, d, d)
-    g = g - g.transpose(0, 1)
-    return (g * (math.sqrt(d) / g.norm())).to(device, dtype)
+    g, square = torch.empty(d, d, d, dtype=dtype), 0.0
+    for i in range(d):  # row by row: the normals' own memory is many times theirs
+        g[i] = rng.normals(1, d * d, rng.stream(seed, i), rng.Kind.PRIOR, 2**32 - 1, torch.float64).view(d, d)
+    for i in range(d):
+        g[i, i] = 0
+        g[i, i + 1 :] -= g[i + 1 :, i]
+        g[i + 1 :, i] = -g[i, i + 1 :]
+        square += 2 * float(g[i, i + 1 :].double().square().sum())
+    return g.mul_(math.sqrt(d / square)).to(device)
 
 
 def check_directions(name: str, x: Tensor) -> None:

@@ -92,6 +92,34 @@ def test_the_noise_is_that_of_its_generators(noise: str, d: int) -> None:
     assert float((process.turn(x, w) * x).sum(1).abs().max()) < 1e-13
 
 
+def test_dense_generators_are_skew_normals_of_their_seed() -> None:
+    d = 6
+    z = rng.normals(d, d * d, rng.stream(3), rng.Kind.PRIOR, 2**32 - 1, torch.float64).view(d, d, d)
+    expected = (z - z.transpose(0, 1)) * (d**0.5 / (z - z.transpose(0, 1)).norm())
+    for dtype, tolerance in ((torch.float64, 1e-14), (torch.float32, 1e-6)):
+        g = rotation._dense_generators(d, 3, dtype, torch.device("cpu"))
+        assert g.dtype == dtype
+        torch.testing.assert_close(g.double(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_noise_is_drawn_in_pieces(noise: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of the path or a row of the tensor at a time, so that memory does not grow with the steps; every piece
+    has an address of its own."""
+    drawn, original = [], rng.normals
+
+    def normals(n: int, d: int, stream: Tensor, kind: int, step: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        drawn.append((n * d, kind, step, int(stream[1])))
+        return original(n, d, stream, kind, step, dtype)
+
+    monkeypatch.setattr(rng, "normals", normals)
+    process, steps = Rotation(noise, seed=77), 9
+    for step in range(3):
+        process.simulate(vectors(4, 5), np.ones(4), rng.stream(0), step, steps)
+    assert max(size for size, *_ in drawn) <= 25
+    assert len(set(drawn)) == len(drawn) == 3 * steps + 5 * (noise == "dense")
+
+
 def test_dense_generators_are_seeded() -> None:
     first, again, other = (generators(Rotation("dense", seed=s), 5) for s in (1, 1, 2))
     assert torch.equal(first, again)
