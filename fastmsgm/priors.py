@@ -104,16 +104,22 @@ class RadialPrior:
             pareto: the share of the largest norms that is replaced by a Pareto tail, in [0, 0.5].
 
         Raises:
-            TypeError, ValueError: data without directions, or a share out of range.
+            TypeError, ValueError: data without directions, or a share that is out of range or less than one of them.
         """
         check_directions("x", x)
         if not 0 <= pareto <= 0.5:
             raise ValueError(f"pareto must be a share in [0, 0.5] (0.01 is a usual choice), got {pareto!r}")
+        tail = round(pareto * len(x))
+        if pareto and not tail:
+            raise ValueError(
+                f"pareto must be a share of at least one of the {len(x)} norms, got {pareto!r}, which rounds to none: "
+                f"give at least {1 / len(x):.2g}, or 0 for no tail"
+            )
         log_norms = torch.log(x.reshape(len(x), -1).double().norm(dim=1)).sort().values
         low, high = torch.quantile(log_norms[:: max(1, len(log_norms) // 2**20)], log_norms.new_tensor([0.25, 0.75]))
         spread = min(float(log_norms.std(correction=0)), float(high - low) / 1.34)
         bandwidth = 0.9 * spread * len(log_norms) ** -0.2 if smooth else 0.0
-        return cls(log_norms.float(), bandwidth, round(pareto * len(log_norms)))
+        return cls(log_norms.float(), bandwidth, tail)
 
     @property
     def tail_index(self) -> float:

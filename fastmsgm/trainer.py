@@ -27,6 +27,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from fastmsgm import losses, rng
+from fastmsgm.gbm_model import GBMModel
 from fastmsgm.model import ScoreModel, write_atomically
 
 Model = TypeVar("Model", bound=ScoreModel)
@@ -57,6 +58,7 @@ def fit(
         warmup: steps of linear warm-up.    clip: largest gradient norm.
         levels: mean and standard deviation of log s, the noise level that a denoiser is trained at (EDM's P_mean and
             P_std); None is EDM's choice, (log log_std - 0.507, 1.2). Low levels teach detail, high ones large shapes.
+            Other models take none.
         tensorboard: also write the loss there, into ``out``.
 
     Raises:
@@ -75,6 +77,8 @@ def fit(
     if levels is not None:
         good = len(levels) == 2 and all(map(math.isfinite, levels)) and levels[1] > 0
         _check("levels", levels, good, "a finite mean and a positive standard deviation")
+        denoiser = isinstance(model, GBMModel) and model.prediction == "denoiser"
+        _check("levels", levels, denoiser, "None but for a GBM denoiser: other models have their own law of levels")
     _check("tensorboard", tensorboard, not tensorboard or out is not None, "given together with out")
     if not isinstance(data, Tensor):
         raise TypeError(f"data must be a tensor, got {type(data).__name__}: convert arrays with torch.from_numpy")
@@ -184,7 +188,7 @@ class _Run:
 
     def _resume(self, out: Path) -> None:
         note = json.loads((out / "training.json").read_text())
-        changed = {k: (note.get(k), v) for k, v in self.settings.items() if note.get(k) != v}
+        changed = {k: (note.get(k), v) for k, v in self.settings.items() if not _same(note.get(k), v)}
         if changed:
             raise ValueError(
                 f"out={str(out)!r} holds a run with other settings (there, here): {changed}; use a new folder"
@@ -229,6 +233,17 @@ class _DataOrder:
             words = rng.words(1, -(-self.rows // 4), rng.stream(self.seed), rng.Kind.DATA_ORDER, epoch).flatten()
             self.epoch, self.permutation = epoch, words[: self.rows].argsort(stable=True)
         return self.permutation
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two settings are equal, numbers to 1e-6: what is fitted to data varies with the number of threads."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=1e-6)
+    return a == b
 
 
 def _schedule(step: int, steps: int, warmup: int) -> float:

@@ -428,6 +428,13 @@ def test_fit_refuses_a_share(pareto: float) -> None:
         RadialPrior.fit(torch.ones(3, 2), pareto=pareto)
 
 
+def test_fit_refuses_a_share_of_no_norm() -> None:
+    message = r"pareto must be a share of at least one of the 40 norms, got 0\.01, .* give at least 0\.025, or 0"
+    with pytest.raises(ValueError, match=message):
+        RadialPrior.fit(torch.ones(40, 2), pareto=0.01)
+    assert RadialPrior.fit(torch.ones(40, 2), pareto=0.025).tail == 1
+
+
 def test_fit_refuses_data_without_norms() -> None:
     with pytest.raises(ValueError, match="x must have no zero vectors, got 3"):
         RadialPrior.fit(torch.zeros(3, 2))

@@ -421,6 +421,11 @@ def test_fit_refuses_data_without_directions() -> None:
         train(vectors(), data(d=4))
 
 
+def test_fit_refuses_levels() -> None:
+    with pytest.raises(ValueError, match="levels must be None but for a GBM denoiser"):
+        train(vectors(), data(), levels=(0.0, 1.0))
+
+
 def test_a_dense_tensor_that_is_too_large() -> None:
     x = torch.ones(2, 1000)
     model = RotationModel.for_data(MLP(1000, 8, 1, conditions=2), Rotation("dense"), x)

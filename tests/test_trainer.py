@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fastmsgm import GBM, GBMModel, fit, load, losses, rng, trainer
 from fastmsgm.nets import MLP, UNet
-from fastmsgm.trainer import _DataOrder
+from fastmsgm.trainer import _DataOrder, _same
 
 FIXTURE = Path(__file__).parent / "data" / "fashion_fixture.safetensors"
 DATA = log_normal_data(50)
@@ -377,6 +377,35 @@ def test_a_run_of_another_model_or_data_set_is_refused(other: str, tmp_path: Pat
     model = GBMModel.for_data(MLP(3, 8, 1), process, DATA, prediction=prediction)
     with pytest.raises(ValueError, match=rf"other settings .*'{other}'"):
         train(model, DATA[:40] if other == "rows" else DATA, out=tmp_path)
+
+
+def test_a_run_goes_on_though_what_was_fitted_differs_in_late_digits(tmp_path: Path) -> None:
+    """As where log_std is summed by another number of threads."""
+    first = train(vector_model(), out=tmp_path)
+    model = vector_model()
+    model.log_std *= 1 + 1e-9
+    for a, b in zip(first.net.parameters(), train(model, out=tmp_path).net.parameters(), strict=True):
+        assert torch.equal(a, b)
+    model = vector_model()
+    model.log_std *= 1 + 1e-5
+    with pytest.raises(ValueError, match=r"other settings .*'log_std'"):
+        train(model, out=tmp_path)
+
+
+def test_settings_are_compared_in_depth() -> None:
+    note = {"a": {"b": [1.0, None, "x", True]}, "c": 3}
+    assert _same(note, {"a": {"b": [1 + 1e-9, None, "x", True]}, "c": 3})
+    for other in ([1 + 1e-5, None, "x", True], [1.0, None, "x"], [1.0, 0.0, "x", True], [1.0, None, "y", True]):
+        assert not _same(note, {"a": {"b": other}, "c": 3})
+    assert not _same(note, {"a": {"b": [1.0, None, "x", True]}})
+    assert not _same(note, {**note, "c": 4})
+
+
+@pytest.mark.parametrize("prediction", ["hyvarinen", "score"])
+def test_levels_are_for_denoisers(prediction: str) -> None:
+    model = GBMModel.for_data(MLP(3, 8, 1), GBM(0.8), DATA, prediction=prediction)
+    with pytest.raises(ValueError, match=r"levels must be None but for a GBM denoiser: .*, got \(0\.0, 1\.0\)"):
+        train(model, levels=(0.0, 1.0))
 
 
 def test_images_with_channels_last_can_be_trained_on() -> None:
