@@ -30,7 +30,7 @@ from fastmsgm import (
 )  # fmt: skip
 from fastmsgm.angle_law import AngleLaw
 from fastmsgm.heat_kernel import kappa, log_kernel, rho
-from fastmsgm.losses import rotation as rotation_losses
+from fastmsgm.losses.sliced import _probes
 from fastmsgm.nets import MLP, UNet
 from fastmsgm.rotation_model import CLOCK_MIN, PROBES
 
@@ -196,7 +196,7 @@ def test_ssm_of_the_exact_score(
 
 @pytest.mark.parametrize("probes", PROBES)
 def test_probes_have_unit_covariance(probes: str) -> None:
-    v = rotation_losses._probes(probes, 20_000, 4, rng.stream(0), 0)
+    v = _probes(probes, 20_000, 4, rng.stream(0), 0)
     covariance = v.double().T @ v.double() / len(v)
     assert float((covariance - torch.eye(4)).abs().max()) < 4.5 * math.sqrt(2 / len(v))
     lengths = v.norm(dim=1)

@@ -10,7 +10,8 @@ from fastmsgm.model import ScoreModel
 from fastmsgm.rotation_model import RotationModel
 
 from .gbm import denoising, m_dsm
-from .rotation import sliced, spherical_denoising
+from .rotation import spherical_denoising
+from .sliced import sliced
 
 __all__ = ["denoising", "loss", "m_dsm", "sliced", "spherical_denoising"]
 
