@@ -37,7 +37,8 @@ class AngleTable:
     theta = F^{-1}(Phi(z)), so that 1 - cos theta = (1 - e^{-B/2}) V and the score has the length kappa g sin theta.
     Both are smooth and of order one, V -> chi^2_{d-1} / (d - 1) and g -> 1 as B -> 0. With bilinear float32 look-up
     the score is right at the looked-up angle to 1e-3 of its root mean square for |z| <= 4, and the law of the angle to
-    1e-4 (Kolmogorov-Smirnov); for d = 2 to 3e-4, as float32 has no digits left in 1 - cos theta near the antipode.
+    1e-4 (Kolmogorov-Smirnov); for d = 2 to 3e-4, as float32 has no digits left in 1 - cos theta near the antipode:
+    there only the noise between a solver's steps is looked up (``Rotation.one_shot`` needs no table).
 
     Args:
         d: dimension.

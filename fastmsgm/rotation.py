@@ -25,7 +25,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from fastmsgm import ops, rng
+from fastmsgm import heat_kernel, ops, rng
 from fastmsgm.angle_table import angle_table
 from fastmsgm.clock import LinearClock
 
@@ -141,6 +141,14 @@ class Rotation(LinearClock):
             net_in: like x0, in the network's dtype, or None; receives c_in times the direction.
             target: like x0, or None; receives the score of the direction times scale / kappa, scale one or (n,).
         """
+        if math.prod(x0.shape[1:]) == 2:
+            u_t, score = _turn_in_the_plane(x0, clocks, stream, step)
+            if net_in is not None:
+                net_in.copy_(c_in * u_t)
+            if target is not None:
+                factor = torch.from_numpy(np.broadcast_to(scale, clocks.shape).copy()).to(x0.device, x0.dtype)
+                target.copy_(factor.view(-1, *[1] * (x0.ndim - 1)) * score)
+            return u_t
         u_t, angles = torch.empty_like(x0), angle_table(math.prod(x0.shape[1:]))
         columns = np.broadcast_arrays(angles.row(clocks), -np.expm1(-clocks / 2), scale, c_in)
         coefficients = torch.from_numpy(np.stack(columns, axis=1)).to(x0.device, torch.float32)
@@ -193,6 +201,26 @@ def _dense_generators(d: int, seed: int, dtype: torch.dtype, device: torch.devic
         g[i + 1 :, i] = -g[i, i + 1 :]
         square += 2 * float(g[i, i + 1 :].double().square().sum())
     return g.mul_(math.sqrt(d / square)).to(device)
+
+
+def _turn_in_the_plane(x0: Tensor, clocks: NDArray[np.float64], stream: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """d = 2, where the angle is a normal of variance B, wrapped: u_t, and its score over kappa, both like x0 (n, ..).
+
+    No table: float32 has no digits left in 1 - cos(angle) near the antipode, which here is as likely as other places.
+    The score is the mean of the angle's images, given the place, over B.
+    """
+    normal = rng.normals(len(x0), 1, stream.cpu(), rng.Kind.TRAINING_ANGLE, step, torch.float64).numpy()
+    variance = np.maximum(clocks, 1e-300)[:, None]
+    angle = np.sqrt(variance) * normal
+    nearest = np.remainder(angle + math.pi, 2 * math.pi) - math.pi
+    images = nearest + 2 * math.pi * np.arange(-8, 9)
+    weights = np.exp((nearest**2 - images**2) / (2 * variance))
+    pull = (weights * images).sum(1, keepdims=True) / weights.sum(1, keepdims=True) / variance
+    numbers = np.stack((np.cos(angle), np.sin(angle), pull / heat_kernel.kappa(variance, 2)))
+    cos, sin, back = torch.from_numpy(numbers).to(x0.device, x0.dtype).unbind()
+    u0 = x0.reshape(-1, 2) / x0.reshape(-1, 2).norm(dim=1, keepdim=True)
+    side = torch.stack((-u0[:, 1], u0[:, 0]), dim=1)
+    return (cos * u0 + sin * side).view_as(x0), (back * (sin * u0 - cos * side)).view_as(x0)
 
 
 def check_directions(name: str, x: Tensor) -> None:

@@ -188,7 +188,7 @@ def test_norms_are_kept_in_one_shot() -> None:
 # ---- forward laws ----
 
 
-@pytest.mark.parametrize("d", [3, 16])
+@pytest.mark.parametrize("d", [2, 3, 16])
 @pytest.mark.parametrize("clock", [1e-3, 0.1, 1.0, 4.0])
 def test_the_angle_decays_by_half_the_clock(d: int, clock: float) -> None:
     """E cos = e^{-B/2} and E cos^2 = 1/d + (1 - 1/d) e^{-d tau}, one shot; around u_0 there is no other direction."""
@@ -260,7 +260,7 @@ def test_in_three_dimensions_all_noises_are_one(monkeypatch: pytest.MonkeyPatch)
                 assert kolmogorov_smirnov(first[:, axis], second[:, axis])[1] >= 1e-5
 
 
-@pytest.mark.parametrize("d", [3, 16])
+@pytest.mark.parametrize("d", [2, 3, 16])
 @pytest.mark.parametrize("clock", [1e-3, 0.1, 1.0, 4.0])
 def test_steins_identity(d: int, clock: float) -> None:
     """E[score . u_0] = (d - 1) e^{-B/2}, with the score that the table and the kernel give."""
@@ -269,6 +269,31 @@ def test_steins_identity(d: int, clock: float) -> None:
     score = torch.empty_like(u0)
     Rotation().one_shot(u0, clocks, rng.stream(0), 0, target=score, scale=heat_kernel.kappa(clocks, d))
     assert abs(float(z_scores((score * u0).sum(1), (d - 1) * math.exp(-clock / 2)))) < 4
+
+
+def test_one_shot_in_the_plane_is_the_wrapped_normal() -> None:
+    """Every angle is sqrt(B) z, also at the antipode and after many turns; the score is the heat kernel's own."""
+    n, clocks = 3000, np.geomspace(1e-6, 40, 3000)
+    clocks[0] = 0
+    x0 = vectors(n, 2, dtype=torch.float32).view(n, 1, 2)
+    u0 = x0.flatten(1).double() / x0.flatten(1).double().norm(dim=1, keepdim=True)
+    net_in, target = torch.empty_like(x0, dtype=torch.bfloat16), torch.empty_like(x0)
+    sigma = heat_kernel.sigma(np.maximum(clocks, 1e-12))
+    outputs = {"net_in": net_in, "c_in": 3.0, "target": target, "scale": 1 / sigma}
+    u_t = Rotation().one_shot(x0, clocks, rng.stream(4, 9), 6, **outputs)
+    assert u_t.shape == target.shape == x0.shape
+    assert torch.equal(net_in, (3 * u_t).bfloat16())
+    z = rng.normals(n, 1, rng.stream(4, 9), rng.Kind.TRAINING_ANGLE, 6, torch.float64)[:, 0]
+    angle = torch.from_numpy(clocks).sqrt() * z
+    cos, sin = angle.cos()[:, None], angle.sin()[:, None]
+    side = torch.stack((-u0[:, 1], u0[:, 0]), dim=1)
+    assert float((u_t.flatten(1) - (cos * u0 + sin * side)).abs().max()) < 3e-7
+    theta = np.arccos(np.clip(cos[:, 0].numpy(), -1, 1))
+    _, w = heat_kernel.log_kernel(theta[1:], clocks[1:], 2)
+    strength = torch.from_numpy(np.append(0, w / heat_kernel.kappa(clocks[1:], 2) / sigma[1:]))[:, None]
+    expected = strength * sin * (sin * u0 - cos * side)
+    torch.testing.assert_close(target.flatten(1).double(), expected, rtol=0, atol=2e-6)
+    assert float(target.abs().max()) > 1
 
 
 # ---- perturb ----
