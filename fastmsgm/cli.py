@@ -15,7 +15,7 @@ from torch import Tensor
 
 import fastmsgm
 from fastmsgm import data, nets, ops, pictures
-from fastmsgm.solvers import ALIASES, AMBIENT_SOLVERS, GBM_SOLVERS, ROTATION_SOLVERS
+from fastmsgm.solvers import ALIASES, AMBIENT_SOLVERS, GBM_SOLVERS, RING_SOLVERS, ROTATION_SOLVERS
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sample.add_argument("--n", type=int, default=50_000, help="how many (default 50000)")
     sample.add_argument("--steps", type=int, help="updates on the time grid; default: the solver's own")
-    names = dict.fromkeys([*GBM_SOLVERS, *ALIASES, *ROTATION_SOLVERS, *AMBIENT_SOLVERS])
+    names = dict.fromkeys([*GBM_SOLVERS, *ALIASES, *ROTATION_SOLVERS, *RING_SOLVERS, *AMBIENT_SOLVERS])
     sample.add_argument("--solver", help=f"{', '.join(names)}; default: the model's own")
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--start", type=int, default=0, help="index of the first sample")

@@ -14,7 +14,7 @@ from fastmsgm.additive import VPModel
 from fastmsgm.gbm_model import GBMModel
 from fastmsgm.model import ScoreModel
 from fastmsgm.rotation_model import RotationModel
-from fastmsgm.solvers import AmbientPlan, GBMPlan, Plan, RotationPlan
+from fastmsgm.solvers import AmbientPlan, GBMPlan, Plan, RingPlan, RotationPlan
 
 
 class Walk(ABC):
@@ -89,18 +89,17 @@ class GBMWalk(Walk):
         return self.model.to_data(self.x[rows])
 
 
-class RotationWalk(Walk):
-    """Rotation: unit directions; norms are drawn with the prior and only multiply the result."""
+class DirectionWalk(Walk):
+    """Unit directions of a rotation; norms are drawn with the prior and only multiply the result."""
 
-    def __init__(self, model: RotationModel, plan: RotationPlan, size: int) -> None:
+    def __init__(self, model: RotationModel, plan: Plan, size: int, history: bool) -> None:
         device, shape = model.device, (size, *model.shape)
         self.model, self.plan, self.size, self.prior = model, plan, size, model.prior
         self.table = torch.from_numpy(plan.table).to(device, torch.float32)
-        self.angles = None if plan.angles is None else plan.angles.to(device)
-        self.condition, self.input_scale, self.geodesic = model.condition, model.input_scale, plan.geodesic
+        self.condition, self.input_scale = model.condition, model.input_scale
         self.u = torch.empty(shape, dtype=torch.float32, device=device)
         self.net_in = torch.empty_like(self.u, dtype=model.input_dtype)
-        self.history = torch.zeros_like(self.u) if plan.multistep else None
+        self.history = torch.zeros_like(self.u) if history else None
         self.norms = torch.empty((size, *[1] * len(model.shape)), dtype=torch.float32, device=device)
 
     def draw(self, stream: Tensor) -> None:
@@ -114,13 +113,25 @@ class RotationWalk(Walk):
             self.history.zero_()  # a lost sample's is NaN
         self.conditions = [self.condition(level[None], norms) for level in self.plan.levels]
 
+    def state(self) -> Tensor:
+        return self.u * self.norms
+
+    def data(self, rows: slice) -> Tensor:
+        return self.model.to_data(self.state()[rows])
+
+
+class RotationWalk(DirectionWalk):
+    """Isotropic noise."""
+
+    def __init__(self, model: RotationModel, plan: RotationPlan, size: int) -> None:
+        super().__init__(model, plan, size, plan.multistep)
+        self.angles = None if plan.angles is None else plan.angles.to(model.device)
+        self.geodesic = plan.geodesic
+
     def step(self, k: int, f: Tensor, stream: Tensor, bad: Tensor) -> None:
         geodesic = self.geodesic[k]
         angles = None if geodesic else self.angles
         ops.rotation_step_(self.u, f, self.table, angles, stream, k, bad, self.history, self.net_in, geodesic)
-
-    def state(self) -> Tensor:
-        return self.u * self.norms
 
     def denoised(self) -> Tensor | None:
         if self.history is None or any(self.geodesic):
@@ -128,8 +139,20 @@ class RotationWalk(Walk):
         flat = self.history.flatten(1)
         return (flat / flat.norm(dim=1, keepdim=True)).view_as(self.history) * self.norms
 
-    def data(self, rows: slice) -> Tensor:
-        return self.model.to_data(self.state()[rows])
+
+class RingWalk(DirectionWalk):
+    """Ring noise; the history is where the step began."""
+
+    def __init__(self, model: RotationModel, plan: RingPlan, size: int) -> None:
+        super().__init__(model, plan, size, any(plan.restart))
+        self.restart, self.strang = plan.restart, plan.strang
+
+    def step(self, k: int, f: Tensor, stream: Tensor, bad: Tensor) -> None:
+        restart, strang = self.restart[k], self.strang[k]
+        ops.ring_step_(self.u, f, self.table, stream, k, bad, self.history, self.net_in, restart, strang)
+
+    def denoised(self) -> Tensor | None:
+        return None
 
 
 class AmbientWalk(Walk):
@@ -193,6 +216,8 @@ def walk_of(model: ScoreModel, plan: Plan, size: int) -> Walk:
         assert isinstance(model, (RotationModel, VPModel))
         return AmbientWalk(model, plan, size)
     if isinstance(model, RotationModel):
+        if isinstance(plan, RingPlan):
+            return RingWalk(model, plan, size)
         assert isinstance(plan, RotationPlan)
         return RotationWalk(model, plan, size)
     assert isinstance(model, GBMModel)

@@ -25,6 +25,7 @@ from .gbm import (
     SignAgnostic,
     karras_levels,
 )  # fmt: skip
+from .ring import RingPlan, RingSplitting
 from .rotation import GeodesicEuler, GeodesicHeun, RotationPlan, SphericalMultistep, SphericalSolver
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "ERSDE2",
     "GBM_SOLVERS",
     "PUBLISHED",
+    "RING_SOLVERS",
     "ROTATION_SOLVERS",
     "AmbientPlan",
     "AmbientSolver",
@@ -48,6 +50,8 @@ __all__ = [
     "MultistepSolver",
     "PaperSolver",
     "Plan",
+    "RingPlan",
+    "RingSplitting",
     "RotationPlan",
     "SignAgnostic",
     "Solver",
@@ -75,6 +79,10 @@ ROTATION_SOLVERS: dict[str, Callable[[], Solver]] = {
     "geodesic-euler": GeodesicEuler,
     "geodesic-heun": GeodesicHeun,
 }
+RING_SOLVERS: dict[str, Callable[[], Solver]] = {
+    "ring-splitting": RingSplitting,
+    "sde-ring-splitting": lambda: RingSplitting(eta=1.0),
+}
 AMBIENT_SOLVERS: dict[str, Callable[[], Solver]] = {
     "euler-maruyama": EulerMaruyama,
     "stratonovich-heun": StratonovichHeun,
@@ -90,7 +98,8 @@ ALIASES = {
 
 def resolve(solver: str | Solver | None, model: ScoreModel) -> Solver:
     """A solver from its name or itself; None is "sde-dpm++2m" for a GBM denoiser, whose errors its noise repairs,
-    "dpm++2m" for isotropic rotations, else the paper's: "dale-langevin" for a GBM score network, "stratonovich-rk4".
+    "dpm++2m" for isotropic rotations, "ring-splitting" for the ring's, else the paper's: "dale-langevin" for a GBM
+    score network, "stratonovich-rk4".
 
     Raises:
         ValueError: a name that is unknown for the model's process.
@@ -103,7 +112,7 @@ def resolve(solver: str | Solver | None, model: ScoreModel) -> Solver:
     if not isinstance(solver, str):
         raise TypeError(f"solver must be a name or a Solver, got {solver!r} ({type(solver).__name__})")
     if isinstance(model, RotationModel):
-        known = ROTATION_SOLVERS | AMBIENT_SOLVERS
+        known = ROTATION_SOLVERS | RING_SOLVERS | AMBIENT_SOLVERS
     else:
         known = AMBIENT_SOLVERS if isinstance(model, VPModel) else GBM_SOLVERS
     name = ALIASES.get(solver, solver)
@@ -116,5 +125,5 @@ def resolve(solver: str | Solver | None, model: ScoreModel) -> Solver:
 def _default(model: ScoreModel) -> str:
     if isinstance(model, GBMModel):
         return "sde-dpm++2m" if model.prediction == "denoiser" else "dale-langevin"
-    exact = isinstance(model, RotationModel) and model.process.noise == "isotropic"
-    return "dpm++2m" if exact else "stratonovich-rk4"
+    noise = model.process.noise if isinstance(model, RotationModel) else None
+    return {"isotropic": "dpm++2m", "ring": "ring-splitting"}.get(noise, "stratonovich-rk4")
