@@ -80,8 +80,8 @@ def sample(
         model: a ScoreModel, the name of a shipped model or the folder of a checkpoint.
         n: how many samples.
         steps: updates on the time grid; None is the solver's default (18, or the paper's 1000). Network calls per
-            sample are ``steps`` for multistep solvers, 2 steps - 1 for Heun, L steps (and the Tweedie passes) for the
-            paper's.
+            sample are ``steps`` for multistep solvers, 2 steps - 1 for Heun and Strang splitting, L steps (and the
+            Tweedie passes) for the paper's.
         solver: a name ("dpm++2m", "sde-dpm++2m", "er-sde-2", "heun", "euler", "dale-langevin", "sign-agnostic") or a
             Solver; None is "sde-dpm++2m" for a denoiser, "dale-langevin" for a score network.
         seed: 0 .. 2^64 - 1.    start: index of the first sample.

@@ -125,5 +125,5 @@ def resolve(solver: str | Solver | None, model: ScoreModel) -> Solver:
 def _default(model: ScoreModel) -> str:
     if isinstance(model, GBMModel):
         return "sde-dpm++2m" if model.prediction == "denoiser" else "dale-langevin"
-    noise = model.process.noise if isinstance(model, RotationModel) else None
+    noise = model.process.noise if isinstance(model, RotationModel) else ""
     return {"isotropic": "dpm++2m", "ring": "ring-splitting"}.get(noise, "stratonovich-rk4")
