@@ -1,1 +1,4 @@
-"""Triton kernels, and in ``cpu/`` numba kernels. Nothing is imported here: neither needs the other's compiler."""
+"""Triton kernels, and in ``cpu/`` numba kernels. Nothing is imported here: neither needs the other's compiler.
+
+``gbm``, ``rotation`` and ``ring`` are the operations; every other module holds device functions that they share.
+"""

@@ -9,23 +9,22 @@ written, so the state may be updated in place.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastmsgm import rng
-
-from .philox import flip, is_normal, log2, normal_quads
+from .launch import device
+from .lost import is_normal, mark
+from .maths import LN2, LOG2_E, flip, log2
+from .philox import STEP, normal_quads
 
 # A program's quads. Four a thread share the keys and coefficients; more would cost registers, hence warps in flight.
 _QUADS = 512
-_STEP_NOISE = tl.constexpr(int(rng.Kind.STEP))
-_LN2, _LOG2_E = tl.constexpr(0.6931471805599453), tl.constexpr(1.4426950408889634)
 _COLUMNS = tl.constexpr(9)  # of a coefficient table
+
+
+def _grid(n: int, d: int) -> tuple[int]:
+    return (triton.cdiv(n * triton.cdiv(d, 4), _QUADS),)
 
 
 @triton.jit
@@ -65,13 +64,13 @@ def _gbm_perturb_kernel(
     x0 = tl.load(x0_ptr + base + offsets, mask=mask, other=0.0)
     row_ptr = coefficients_ptr + 3 * first_row + 3 * row
     row_mask = first_row + row < n
-    shift = (tl.load(row_ptr, mask=row_mask, other=0.0) * _LOG2_E)[:, None]
-    s = (tl.load(row_ptr + 1, mask=row_mask, other=0.0) * _LOG2_E)[:, None]
+    shift = (tl.load(row_ptr, mask=row_mask, other=0.0) * LOG2_E)[:, None]
+    s = (tl.load(row_ptr + 1, mask=row_mask, other=0.0) * LOG2_E)[:, None]
     increment = shift + s * z
     if HAS_X_T:
         tl.store(x_t_ptr + base + offsets, x0 * tl.exp2(increment), mask=mask)
     if HAS_NET_IN:
-        c_in = (tl.load(row_ptr + 2, mask=row_mask, other=0.0) * _LN2)[:, None]
+        c_in = (tl.load(row_ptr + 2, mask=row_mask, other=0.0) * LN2)[:, None]
         y = tl.where(is_normal(x0), log2(tl.abs(x0)), float("nan"))
         tl.store(net_in_ptr + base + offsets, c_in * (y + increment), mask=mask)
     if HAS_Z:
@@ -86,7 +85,7 @@ def _gbm_step_kernel(
 ):  # fmt: skip
     first_row, row, quad, offsets, mask = _tile(n, D, QUADS)
     base = first_row * D
-    z = normal_quads(quad, first_row + row, stream_ptr, _STEP_NOISE, step)
+    z = normal_quads(quad, first_row + row, stream_ptr, STEP, step)
     # A lane outside the array holds x = 1, so that it stays within the normal numbers and marks no sample.
     x = tl.load(x_ptr + base + offsets, mask=mask, other=1.0)
     g = tl.load(f_ptr + base + offsets, mask=mask, other=0.0).to(tl.float32)
@@ -95,7 +94,7 @@ def _gbm_step_kernel(
 
     table_ptr += step.to(tl.int64) * _COLUMNS
     # y is log2|x| here and, unless the form is linear, so is the new logarithm: the scalars carry the change of base.
-    TO_BASE_2 = 1.0 if LINEAR else _LOG2_E
+    TO_BASE_2 = 1.0 if LINEAR else LOG2_E
     b = tl.load(table_ptr + 1) * TO_BASE_2
     c = tl.load(table_ptr + 3) * TO_BASE_2
     s = tl.load(table_ptr + 4) * TO_BASE_2
@@ -103,14 +102,14 @@ def _gbm_step_kernel(
     if LOG_STATE:
         a = tl.load(table_ptr)
         y = tl.where(is_normal(x), log2(tl.abs(x)), float("nan"))
-        denoised += (tl.load(table_ptr + 5) * _LN2) * y
+        denoised += (tl.load(table_ptr + 5) * LN2) * y
         increment = b * denoised + c + s * z
         if HAS_HISTORY:
             b_prev = tl.load(table_ptr + 2) * TO_BASE_2
             increment += b_prev * tl.load(history_ptr + base + offsets, mask=mask, other=0.0)
             tl.store(history_ptr + base + offsets, denoised, mask=mask)
         if LINEAR:
-            new = x * (1.0 + ((a - 1.0) * _LN2 * y + increment))
+            new = x * (1.0 + ((a - 1.0) * LN2 * y + increment))
         else:
             y = a * y + increment
             new = flip(tl.exp2(y), x.to(tl.uint32, bitcast=True))
@@ -118,7 +117,7 @@ def _gbm_step_kernel(
         if HAS_NET_IN:
             if LINEAR:
                 y = log2(tl.abs(new))
-            c_in = tl.load(table_ptr + 8) * _LN2
+            c_in = tl.load(table_ptr + 8) * LN2
             tl.store(net_in_ptr + base + offsets, c_in * tl.where(good, y, float("nan")), mask=mask)
     else:
         increment = b * denoised + c + s * z
@@ -126,19 +125,16 @@ def _gbm_step_kernel(
         good = is_normal(new)
     tl.store(out_ptr + base + offsets, tl.where(good, new, float("nan")), mask=mask)
 
-    # One flag a quad: its four elements lie in the same thread. Both accesses are off unless a state was lost; quads of
-    # one sample may race, all with the same value.
+    # One flag a quad: its four elements lie in the same thread. Quads of one sample may race, all with the same value.
     even, odd = tl.split((~good).reshape(QUADS, 2, 2))
     first_two, last_two = tl.split(even | odd)
-    lost = first_two | last_two
-    bad_ptrs = bad_ptr + first_row + row
-    tl.store(bad_ptrs, step, mask=lost & (tl.load(bad_ptrs, mask=lost, other=0) < 0))
+    mark(bad_ptr + first_row + row, first_two | last_two, step)
 
 
 def fill_normal(out: Tensor, stream: Tensor, kind: int, step: int) -> None:
     """Fill ``out`` (n, d) with the stream's normals."""
     n, d = out.shape
-    with _device(out):
+    with device(out):
         _fill_normal_kernel[_grid(n, d)](out, stream, n, kind, step, d, _QUADS)
 
 
@@ -148,7 +144,7 @@ def gbm_perturb(
 ) -> None:  # fmt: skip
     """``reference.gbm_perturb``, with a net_in of NaN where x0 is not a normal number."""
     n, d = x0.shape
-    with _device(x0):
+    with device(x0):
         _gbm_perturb_kernel[_grid(n, d)](
             x0, coefficients, stream, x_t, net_in, z, n, kind, step,
             d, _QUADS, x_t is not None, net_in is not None, z is not None,
@@ -161,22 +157,8 @@ def gbm_step(
 ) -> None:  # fmt: skip
     """``reference.gbm_step``, with a net_in of NaN where the new state is NaN."""
     n, d = x.shape
-    with _device(x):
+    with device(x):
         _gbm_step_kernel[_grid(n, d)](
             x, f, table, stream, bad, out, history, net_in, n, step,
             d, _QUADS, stein, linear, log_state, history is not None, net_in is not None,
         )  # fmt: skip
-
-
-def _grid(n: int, d: int) -> tuple[int]:
-    return (triton.cdiv(n * triton.cdiv(d, 4), _QUADS),)
-
-
-@contextlib.contextmanager
-def _device(x: Tensor) -> Iterator[None]:
-    """Launch on the device of x; a CPU tensor is for the interpreter and has none to choose."""
-    if x.is_cuda:
-        with torch.cuda.device(x.device):
-            yield
-    else:
-        yield

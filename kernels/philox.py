@@ -1,9 +1,7 @@
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false
-"""Triton device functions: the stream ``philox-v1`` of ``fastmsgm.rng``, and base-2 logarithms.
+"""Triton device functions: the stream ``philox-v1`` of ``fastmsgm.rng``.
 
-``normal_quads`` maps counters to Philox4x32-10 words, four a quad of features, and the words to four normals by
-Box-Muller. The polynomials are those of ``fastmsgm.rng`` instead of a maths library's functions: the same arguments to
-the bit, the same error bounds and no slow path, on every device and in the interpreter.
+Counters become Philox4x32-10 words, four a quad of features, and the words four normals by Box-Muller.
 """
 
 from __future__ import annotations
@@ -13,11 +11,14 @@ import triton.language as tl
 
 from fastmsgm import rng
 
+from .maths import flip, log2, sine_cosine
+
+STEP, ANGLE = tl.constexpr(int(rng.Kind.STEP)), tl.constexpr(int(rng.Kind.ANGLE))
+TRAINING_NOISE = tl.constexpr(int(rng.Kind.TRAINING_NOISE))
+TRAINING_ANGLE = tl.constexpr(int(rng.Kind.TRAINING_ANGLE))
 _ROUNDS = tl.constexpr(rng.ROUNDS)
 _M0, _M1 = tl.constexpr(rng.PHILOX_M0), tl.constexpr(rng.PHILOX_M1)
 _W0, _W1 = tl.constexpr(rng.PHILOX_W0), tl.constexpr(rng.PHILOX_W1)
-_LOG2, _SIN, _COS = tl.constexpr(rng.LOG2), tl.constexpr(rng.SIN), tl.constexpr(rng.COS)
-_SQRT_HALF_BITS = tl.constexpr(rng.SQRT_HALF_BITS)
 _MINUS_2_LN2 = tl.constexpr(rng.MINUS_2_LN2)
 
 
@@ -44,20 +45,13 @@ def words(quad, sample, stream_ptr, kind, step):
 
 
 @triton.jit
-def normal_quads(quad, sample, stream_ptr, kind, step):
-    """Normals of shape (len(quad), 4)."""
-    word0, word1, word2, word3 = words(quad, sample, stream_ptr, kind, step)
-    x, y = _box_muller(tl.join(word0, word2), tl.join(word1, word3))
-    return tl.join(x, y).reshape(quad.shape[0], 4)
-
-
-@triton.jit
-def _box_muller(radius_word, angle_word):
+def box_muller(radius_word, angle_word):
+    """Two normals of two words."""
     u = radius_word.to(tl.float32) * 2.0**-32 + 2.0**-33
     radius = tl.sqrt(log2(u) * _MINUS_2_LN2)
     # Quarter turns: angle = pi/2 * (quadrant + f/2) with the quadrant the nearest one, so f is the low 30 bits, signed.
     f = (angle_word << 2).to(tl.int32).to(tl.float32) * 2.0**-31
-    sine, cosine = _polynomial(f * f, _SIN, 3) * f, _polynomial(f * f, _COS, 3)
+    sine, cosine = sine_cosine(f)
     # The top two bits of ``turn`` are the quadrant: the lower says whether sine and cosine swap, the upper is a sign.
     turn = angle_word + (1 << 29)
     swap = (turn & (1 << 30)) != 0
@@ -67,29 +61,24 @@ def _box_muller(radius_word, angle_word):
 
 
 @triton.jit
-def flip(x, bits):
-    """x, negated where bit 31 of ``bits`` (uint32) is set."""
-    return (x.to(tl.uint32, bitcast=True) ^ (bits & 0x80000000)).to(tl.float32, bitcast=True)
+def four_normals(quad, sample, stream_ptr, kind, step):
+    """The four normals of each quad."""
+    word0, word1, word2, word3 = words(quad, sample, stream_ptr, kind, step)
+    z0, z1 = box_muller(word0, word1)
+    z2, z3 = box_muller(word2, word3)
+    return z0, z1, z2, z3
 
 
 @triton.jit
-def log2(x):
-    """log2 x of normal x > 0; meaningless elsewhere."""
-    bits = x.to(tl.int32, bitcast=True)
-    exponent = (bits - _SQRT_HALF_BITS) & -0x800000  # times 2^23
-    f = (bits - exponent).to(tl.float32, bitcast=True) - 1.0
-    return exponent.to(tl.float32) * 2.0**-23 + _polynomial(f, _LOG2, 8) * f
+def first_normal(sample, stream_ptr, kind, step):
+    """The first normal of each sample."""
+    z, _, _, _ = four_normals(tl.zeros_like(sample), sample, stream_ptr, kind, step)
+    return z
 
 
 @triton.jit
-def is_normal(x):
-    """Not NaN, infinite, zero or denormal: the exponent bits are neither all set nor all clear (one comparison)."""
-    return (x.to(tl.uint32, bitcast=True) << 1) - 0x01000000 < 0xFE000000
-
-
-@triton.jit
-def _polynomial(x, COEFFICIENTS: tl.constexpr, DEGREE: tl.constexpr):
-    result = x * COEFFICIENTS[DEGREE] + COEFFICIENTS[DEGREE - 1]
-    for i in tl.static_range(2, DEGREE + 1):
-        result = result * x + COEFFICIENTS[DEGREE - i]
-    return result
+def normal_quads(quad, sample, stream_ptr, kind, step):
+    """Normals of shape (len(quad), 4)."""
+    word0, word1, word2, word3 = words(quad, sample, stream_ptr, kind, step)
+    x, y = box_muller(tl.join(word0, word2), tl.join(word1, word3))
+    return tl.join(x, y).reshape(quad.shape[0], 4)

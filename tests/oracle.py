@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -42,6 +43,29 @@ def assert_close(got: Tensor, ref32: Tensor, ref64: Tensor) -> None:
     if len(excess):
         i = int(excess.argmax())
         assert excess[i] <= 0, f"got {got[i]:.9g}, float32 reference {ref32[i]:.9g}, float64 {ref64[i]:.9g}"
+
+
+class Case(Protocol):
+    """What the cases of every operation have in common."""
+
+    net_in: torch.dtype | None
+
+    @property
+    def run(self) -> Callable[..., dict[str, Tensor]]: ...
+    @property
+    def check(self) -> Callable[..., None]: ...
+
+
+def check_interpreted(case: Case, kernel: Callable[..., None], **how: bool) -> None:
+    """``case.check`` in Triton's interpreter. It cuts bfloat16 off instead of rounding it, so there the network's input
+    is held to one unit in the last place of the float32 one, which is held to the bound."""
+    if case.net_in == torch.bfloat16:
+        half = case.run(kernel, **how)["net_in"]
+        case.net_in = torch.float32
+        full = case.run(kernel, **how)["net_in"]
+        assert half.dtype == torch.bfloat16
+        assert ((half - full).abs() <= 2.0**-7 * full.abs()).all()
+    case.check(kernel, **how)
 
 
 @dataclass

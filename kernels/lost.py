@@ -1,0 +1,18 @@
+"""Triton device functions: what a lost state is, and how its sample is marked."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def is_normal(x):
+    """Not NaN, infinite, zero or denormal: the exponent bits are neither all set nor all clear (one comparison)."""
+    return (x.to(tl.uint32, bitcast=True) << 1) - 0x01000000 < 0xFE000000
+
+
+@triton.jit
+def mark(bad_ptrs, lost, step):
+    """Write the step where it is the first in which a sample is lost; unless one is, both accesses are off."""
+    tl.store(bad_ptrs, step, mask=lost & (tl.load(bad_ptrs, mask=lost, other=0) < 0))
