@@ -19,12 +19,12 @@ from .maths import LN2, LOG2_E, flip, log2
 from .philox import STEP, normal_quads
 
 # A program's quads. Four a thread share the keys and coefficients; more would cost registers, hence warps in flight.
-_QUADS = 512
+QUADS = 512
 _COLUMNS = tl.constexpr(9)  # of a coefficient table
 
 
 def _grid(n: int, d: int) -> tuple[int]:
-    return (triton.cdiv(n * triton.cdiv(d, 4), _QUADS),)
+    return (triton.cdiv(n * triton.cdiv(d, 4), QUADS),)
 
 
 @triton.jit
@@ -135,7 +135,7 @@ def fill_normal(out: Tensor, stream: Tensor, kind: int, step: int) -> None:
     """Fill ``out`` (n, d) with the stream's normals."""
     n, d = out.shape
     with device(out):
-        _fill_normal_kernel[_grid(n, d)](out, stream, n, kind, step, d, _QUADS)
+        _fill_normal_kernel[_grid(n, d)](out, stream, n, kind, step, d, QUADS)
 
 
 def gbm_perturb(
@@ -147,7 +147,7 @@ def gbm_perturb(
     with device(x0):
         _gbm_perturb_kernel[_grid(n, d)](
             x0, coefficients, stream, x_t, net_in, z, n, kind, step,
-            d, _QUADS, x_t is not None, net_in is not None, z is not None,
+            d, QUADS, x_t is not None, net_in is not None, z is not None,
         )  # fmt: skip
 
 
@@ -160,5 +160,5 @@ def gbm_step(
     with device(x):
         _gbm_step_kernel[_grid(n, d)](
             x, f, table, stream, bad, out, history, net_in, n, step,
-            d, _QUADS, stein, linear, log_state, history is not None, net_in is not None,
+            d, QUADS, stein, linear, log_state, history is not None, net_in is not None,
         )  # fmt: skip

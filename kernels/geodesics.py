@@ -1,3 +1,4 @@
+# pyright: reportOperatorIssue=false
 """Triton device functions: the two ways in which a step moves a direction, the exact flow and the exponential map.
 
 Both return the new u, what the next row remembers, and which rows were lost. ``table_ptr`` is at the step's row.

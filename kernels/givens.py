@@ -1,4 +1,4 @@
-# pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 """Triton device functions: Givens rotations of the pairs of neighbours of a ring, in groups of disjoint pairs.
 
 The even group has the pairs whose first feature is even, the odd group those whose first is odd. For an odd number of

@@ -1,3 +1,4 @@
+# pyright: reportOperatorIssue=false
 """Triton device functions: heat-kernel noise, a turn by a random angle towards a random direction.
 
 What belongs to the angle's normal z, 1 - cos among them, is looked up in tables of ``fastmsgm.heat_kernel``.

@@ -1,4 +1,4 @@
-# pyright: reportArgumentType=false
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
 """Triton device functions: logarithm, sine and cosine in float32, by the polynomials of ``fastmsgm.rng``.
 
 Instead of a maths library's functions: the same arguments to the bit, the same error bounds and no slow path, on every

@@ -1,4 +1,4 @@
-# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 """Triton device functions: whole rows in registers.
 
 A program owns ROWS rows, each a tuple of chunks of QUADS quads (four neighbouring features, which share one Philox
