@@ -7,15 +7,21 @@ import importlib.util
 import logging
 import platform
 import sys
-from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import fastmsgm
-from fastmsgm import data, nets, ops, pictures
+from fastmsgm import data, demo, nets, ops, pictures
+from fastmsgm.gbm_model import PREDICTIONS
+from fastmsgm.rotation import NOISES
 from fastmsgm.solvers import ALIASES, AMBIENT_SOLVERS, GBM_SOLVERS, RING_SOLVERS, ROTATION_SOLVERS
+
+OPTIONS: dict[str, dict[str, Any]] = {  # of each family, with their defaults
+    "gbm": {"sigma": 10.0, "prediction": "denoiser"},
+    "rotation": {"noise": "isotropic", "beta_max": 20.0, "pareto": 0.0},
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,16 +44,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=fastmsgm.__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="train | sample | demo | info")
 
-    train = commands.add_parser("train", help="train a GBM model on images or vectors")
+    train = commands.add_parser("train", help="train a model on images or vectors")
     train.add_argument("--data", required=True, help=f"{', '.join(data.NAMES)}, or a .npy or .safetensors file")
     train.add_argument("--out", required=True, help="folder of the checkpoint; an interrupted run there is resumed")
     train.add_argument("--steps", type=int, default=20_000, help="optimizer steps (default 20000)")
     train.add_argument("--batch-size", type=int, default=128)
     train.add_argument("--lr", type=float, default=1e-3)
     train.add_argument("--ema", type=float, default=0.999)
-    train.add_argument("--sigma", type=float, default=10.0, help="largest log-noise level (default 10)")
-    train.add_argument("--prediction", default="denoiser", choices=("denoiser", "hyvarinen", "score"))
-    train.add_argument("--offset", type=float, help="added to the data; default 1 for images in [0, 1], else 0")
+    train.add_argument("--family", default="gbm", choices=tuple(OPTIONS), help="of the process (default gbm)")
+    gbm, rotation = (train.add_argument_group(f"--family {family}") for family in OPTIONS)
+    gbm.add_argument("--sigma", type=float, help="largest log-noise level (default 10)")
+    gbm.add_argument("--prediction", choices=PREDICTIONS, help="what the network predicts (default denoiser)")
+    rotation.add_argument("--noise", choices=NOISES, help="default isotropic")
+    rotation.add_argument("--beta-max", type=float, help="speed of the noise at t = 1 (default 20)")
+    rotation.add_argument("--pareto", type=float, help="share of the norms that a Pareto tail replaces (default 0)")
+    train.add_argument("--offset", type=float, help="added to the data; default 1 for GBM on images in [0, 1], else 0")
     train.add_argument("--width", type=int, default=64, help="of the network (default 64)")
     train.add_argument("--precision", default="bf16", choices=("fp32", "bf16"))
     train.add_argument("--seed", type=int, default=0)
@@ -71,11 +82,12 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--no-progress", action="store_true")
     sample.set_defaults(run=_sample)
 
-    demo = commands.add_parser("demo", help="sample the shipped model and draw the pictures")
-    demo.add_argument("--out", default="demo", help="folder for the pictures (default demo)")
-    demo.add_argument("--n", type=int, default=256, help="how many samples (default 256)")
-    demo.add_argument("--device", default=_default_device())
-    demo.set_defaults(run=_demo)
+    pictured = commands.add_parser("demo", help="sample the shipped models and draw the pictures")
+    pictured.add_argument("--out", default="demo", help="folder for the pictures (default demo)")
+    pictured.add_argument("--images", type=int, default=256, help="how many images (default 256)")
+    pictured.add_argument("--vectors", type=int, default=50_000, help="how many heavy-tailed vectors (default 50000)")
+    pictured.add_argument("--device", default=_default_device())
+    pictured.set_defaults(run=_demo)
 
     info = commands.add_parser("info", help="versions and backends, for bug reports")
     info.set_defaults(run=_info)
@@ -86,22 +98,56 @@ def _train(args: argparse.Namespace) -> None:
     x = data.load(args.data)
     if x.ndim not in (2, 4):
         raise ValueError(f"--data must be vectors (n, d) or images (n, channels, height, width), got {tuple(x.shape)}")
-    image = x.ndim == 4
-    unit = bool((x.min() >= 0) & (x.max() <= 1))
-    offset = args.offset if args.offset is not None else (1.0 if image and unit else 0.0)
-    bounds = (0.0, 1.0) if image and unit else None
+    options = _options(args)
     torch.manual_seed(args.seed)
-    net = nets.UNet(x.shape[1], args.width, 2 * args.width, 1) if image else nets.MLP(x.shape[1], args.width)
-    model = fastmsgm.GBMModel.for_data(
-        net, fastmsgm.GBM(sigma=args.sigma), x, prediction=args.prediction, offset=offset, bounds=bounds
-    ).to(args.device)
+    model = (_gbm_model if args.family == "gbm" else _rotation_model)(x, args, **options)
     fastmsgm.fit(
-        model, x, steps=args.steps, batch_size=args.batch_size, lr=args.lr, ema=args.ema, precision=args.precision,
-        out=args.out, seed=args.seed,
+        model.to(args.device), x, steps=args.steps, batch_size=args.batch_size, lr=args.lr, ema=args.ema,
+        precision=args.precision, out=args.out, seed=args.seed,
     )  # fmt: skip
     print(
         f"{args.out}: trained for {args.steps} steps; draw samples with: fastmsgm sample --model {args.out} --out x.npy"
     )
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of the chosen family; one that was given for the other is an error."""
+    for family, defaults in OPTIONS.items():
+        for name in defaults:
+            if family != args.family and getattr(args, name) is not None:
+                raise ValueError(f"--{name.replace('_', '-')} is for --family {family}, got --family {args.family}")
+    given = {name: getattr(args, name) for name in OPTIONS[args.family]}
+    return OPTIONS[args.family] | {name: value for name, value in given.items() if value is not None}
+
+
+def _gbm_model(x: Tensor, args: argparse.Namespace, sigma: float, prediction: str) -> fastmsgm.ScoreModel:
+    bounds = _bounds(x)
+    offset = args.offset if args.offset is not None else float(bounds is not None)
+    return fastmsgm.GBMModel.for_data(
+        _net(x, args.width, 1), fastmsgm.GBM(sigma), x, prediction=prediction, offset=offset, bounds=bounds
+    )
+
+
+def _rotation_model(
+    x: Tensor, args: argparse.Namespace, noise: str, beta_max: float, pareto: float
+) -> fastmsgm.ScoreModel:
+    process, offset = fastmsgm.Rotation(noise=noise, beta_max=beta_max), args.offset or 0.0
+    return fastmsgm.RotationModel.for_data(
+        _net(x, args.width, 2), process, x, prior=fastmsgm.RadialPrior.fit(x + offset, pareto=pareto), offset=offset,
+        bounds=_bounds(x),
+    )  # fmt: skip
+
+
+def _net(x: Tensor, width: int, conditions: int) -> nn.Module:
+    """A U-Net for images, a perceptron for vectors."""
+    if x.ndim == 4:
+        return nets.UNet(x.shape[1], width, 2 * width, blocks=1, conditions=conditions)
+    return nets.MLP(x.shape[1], width, conditions=conditions)
+
+
+def _bounds(x: Tensor) -> tuple[float, float] | None:
+    """The range that samples are clamped to: that of images in [0, 1]."""
+    return (0.0, 1.0) if x.ndim == 4 and bool((x.min() >= 0) & (x.max() <= 1)) else None
 
 
 def _sample(args: argparse.Namespace) -> None:
@@ -119,29 +165,8 @@ def _sample(args: argparse.Namespace) -> None:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    model = fastmsgm.load("fashion-gbm", args.device)
-    pictures.check(model.shape)
-    images, film = Path(args.out) / "fashion.png", Path(args.out) / "denoising.png"
-    pictures.grid(fastmsgm.sample(model, args.n), images)
-    _film(model, film)
-    print(f"{images}\n{film}")
-
-
-def _film(model: fastmsgm.ScoreModel, path: Path, rows: int = 4) -> None:
-    """One trajectory of a few samples, from log-normal noise to images."""
-    frames: list[Tensor] = []
-    levels: list[float] = []
-
-    def keep(step: fastmsgm.Step) -> None:
-        frames.append(step.x[:rows])
-        levels.append(step.level)
-
-    for _ in fastmsgm.sample_iter(model, rows, progress=False, callback=keep):
-        pass
-    shown = np.unique(np.linspace(0, len(frames) - 1, 10).round().astype(int))
-    data = torch.log(frames[-1])
-    log_range = (float(data.min()), float(data.max()))
-    pictures.film_strip([frames[i] for i in shown], [levels[i] for i in shown], path, log_range)
+    for path in demo.draw(args.out, args.images, args.vectors, args.device):
+        print(path)
 
 
 def _info(args: argparse.Namespace) -> None:

@@ -1,4 +1,5 @@
-"""Pictures: a grid of samples and a film strip of one chunk's way from noise to data. Needs the extra ``images``."""
+"""Pictures: a grid of samples, a film strip of their way from noise to data, and heavy tails, vectors of which are
+shown by pairs of their features and by the survival function of their norms. Needs the extra ``images``."""
 
 from __future__ import annotations
 
@@ -9,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+_COLORS = ("black", "tab:blue", "tab:orange")  # of the data, the model, its baseline
 
 
 def check(shape: tuple[int, ...]) -> None:
@@ -58,6 +61,52 @@ def film_strip(
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
+
+
+def heavy_tails(sets: dict[str, Tensor], path: str | os.PathLike[str], points: int = 4000) -> None:
+    """Write a pair plot of each set of vectors, and the survival functions of all norms on log-log axes.
+
+    Args:
+        sets: (n, d) samples by name, the data first. Features are shown as asinh(x / s), s the median of the data's
+            |x|: a linear scale for the bulk, a logarithmic one for the tails.
+        points: drawn of each set.
+    """
+    pyplot = _pyplot()
+    data = next(iter(sets.values())).double()
+    unit = data.abs().median(0).values
+    reach = float(torch.asinh(data / unit).abs().quantile(0.9999))
+    figure = pyplot.figure(figsize=(11, 11), layout="constrained")
+    blocks = figure.subfigures(2, 2).flatten()
+    for block, (name, x), color in zip(blocks, sets.items(), _COLORS, strict=False):
+        block.suptitle(name)
+        _pairs(block, torch.asinh(x[:points].double() / unit), reach, color)
+    axes = blocks[3].subplots()
+    for (name, x), color in zip(sets.items(), _COLORS, strict=False):
+        norms = x.double().norm(dim=1).sort().values
+        axes.loglog(norms, 1 - torch.arange(len(norms)) / len(norms), color=color, label=name)
+    axes.set(xlabel="r", ylabel="P(|x| > r)", title="survival function of the norm")
+    axes.legend(loc="lower left")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
+
+
+def _pairs(figure: Any, x: Tensor, reach: float, color: str) -> None:
+    """Scatter plots of every pair of features (n, d) below the diagonal, histograms on it."""
+    d = x.shape[1]
+    axes = figure.subplots(d, d, sharex=True, squeeze=False)
+    for i in range(d):
+        for j in range(d):
+            panel = axes[i][j]
+            if j > i:
+                panel.set_visible(False)
+                continue
+            panel.set(xlim=(-reach, reach), xticks=[], yticks=[])
+            if i == j:
+                panel.hist(x[:, i], bins=60, range=(-reach, reach), color=color)
+            else:
+                panel.set_ylim(-reach, reach)
+                panel.scatter(x[:, j], x[:, i], s=1, alpha=0.4, linewidths=0, color=color)
 
 
 def _pyplot() -> Any:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import fastmsgm
-from fastmsgm import cli, nets
+from fastmsgm import cli, nets, rng
 from fastmsgm.pictures import film_strip, grid
 
 FIXTURE = Path(__file__).parent / "data" / "fashion_fixture.safetensors"
@@ -57,12 +57,37 @@ def test_train_then_sample(tmp_path: Path) -> None:
     assert (fastmsgm.sample(model, 4, progress=False) > 0).all()
 
 
-def test_demo_draws_both_pictures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_train_a_rotation_then_sample(tmp_path: Path) -> None:
+    data, run = tmp_path / "data.npy", tmp_path / "run"
+    np.save(data, np.random.default_rng(0).standard_t(2, size=(64, 3)).astype(np.float32))
+    arguments = ["train", "--data", str(data), "--out", str(run), "--steps", "3", "--batch-size", "8", "--width", "16"]
+    rotation = ["--family", "rotation", "--pareto", "0.1", "--beta-max", "15"]
+    assert cli.main([*arguments, *rotation, "--precision", "fp32", "--device", "cpu"]) == 0
+    model = fastmsgm.load(run)
+    assert isinstance(model, fastmsgm.RotationModel)
+    assert (model.process.noise, model.process.beta_max, model.tail) == ("isotropic", 15.0, 6)
+    norms = fastmsgm.sample(model, 50, progress=False).norm(dim=1)
+    torch.testing.assert_close(norms.log(), model.prior.draw(50, rng.stream(0)).log(), rtol=0, atol=1e-5)
+
+
+def test_an_option_of_the_other_family_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data.npy"
+    np.save(data, np.ones((4, 3), dtype=np.float32))
+    arguments = ["train", "--data", str(data), "--out", str(tmp_path / "run"), "--device", "cpu"]
+    assert cli.main([*arguments, "--family", "rotation", "--sigma", "5"]) == 1
+    assert "--sigma is for --family gbm, got --family rotation" in capsys.readouterr().err
+    assert cli.main([*arguments, "--pareto", "0.1"]) == 1
+    assert "--pareto is for --family rotation, got --family gbm" in capsys.readouterr().err
+
+
+def test_demo_draws_the_pictures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    assert cli.main(["demo", "--out", str(tmp_path), "--n", "4", "--device", "cpu"]) == 0
-    for name in ("fashion.png", "denoising.png"):
+    arguments = ["demo", "--out", str(tmp_path), "--images", "4", "--vectors", "40", "--device", "cpu"]
+    assert cli.main(arguments) == 0
+    for name in ("fashion.png", "denoising.png", "cauchy.png"):
         assert (tmp_path / name).read_bytes().startswith(PNG)
     assert "4 samples, 18 calls each" in caplog.text
+    assert "40 samples, 20 calls each" in caplog.text
 
 
 @pytest.mark.parametrize(
