@@ -11,42 +11,23 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 from numba import njit
 from torch import Tensor
 
 from fastmsgm import rng
 
-from .philox import BLOCK, block_noise, buffers, element, floats, unsigned_range
-from .scalar import (
-    NAN,
-    NORMALS,
-    SIGN,
-    above_tiny,
-    exp2,
-    fma,
-    from_bfloat,
-    from_bits,
-    from_half,
-    is_normal,
-    log2_abs,
-    prefetch,
-    to_bfloat,
-    to_bits,
-    to_half,
-)
+from .arrays import copy, flat, network_side, optional, prefetch_step, present, read, step_arrays, write
+from .philox import BLOCK, block_noise, buffers, extent, floats, unsigned_range
+from .scalar import NAN, NORMALS, SIGN, above_tiny, exp2, fma, from_bits, is_normal, log2_abs, to_bits
 from .threads import over_rows
 
 _LN2, _LOG2_E = math.log(2.0), 1 / math.log(2.0)
-_ABSENT, _FLOAT, _BFLOAT, _HALF = range(4)  # what an optional or network-side array holds
-_DTYPES = {torch.float32: _FLOAT, torch.bfloat16: _BFLOAT, torch.float16: _HALF}
-_NOTHING = np.empty(0, np.float32), np.empty(0, np.uint16)
 
 
 def fill_normal(out: Tensor, stream: Tensor, kind: int, step: int) -> None:
     """Fill ``out`` (n, d) with the stream's normals."""
     n, d = out.shape
-    over_rows(_fill_rows, n, d, d, _flat(out), stream.numpy(), int(kind), step)
+    over_rows(_fill_rows, n, d, d, flat(out), stream.numpy(), int(kind), step)
 
 
 def gbm_perturb(
@@ -55,10 +36,8 @@ def gbm_perturb(
 ) -> None:  # fmt: skip
     """x_t = x0 exp(shift + s z) and the network's input c_in log|x_t|; ``coefficients`` (n, 3) holds shift, s, c_in."""
     n, d = x0.shape
-    arrays = _optional(x_t), *_network_side(net_in), _optional(z)
-    over_rows(
-        _perturb_rows, n, d, d, _flat(x0), coefficients.numpy(), stream.numpy(), int(kind), step, *arrays
-    )  # fmt: skip
+    inputs = flat(x0), coefficients.numpy(), stream.numpy(), int(kind), step
+    over_rows(_perturb_rows, n, d, d, *inputs, optional(x_t), network_side(net_in), optional(z))
 
 
 def gbm_step(
@@ -67,11 +46,9 @@ def gbm_step(
 ) -> None:  # fmt: skip
     """One reverse step from ``x`` to ``out``; the arguments and the formula are those of ``reference.gbm_step``."""
     n, d = x.shape
-    arrays = *_network_side(f), bad.numpy(), _flat(out), _optional(history), *_network_side(net_in)
-    over_rows(
-        _step_rows, n, d, d, _flat(x), *arrays, _row(table[step], linear, log_state), stream.numpy(), step,
-        stein, linear, log_state,
-    )  # fmt: skip
+    arrays = step_arrays(x, f, bad, out, history, net_in)
+    row = _row(table[step], linear, log_state)
+    over_rows(_step_rows, n, d, d, *arrays, row, stream.numpy(), step, stein, linear, log_state)
 
 
 def _row(table_row: Tensor, linear: bool, log_state: bool) -> np.ndarray:
@@ -88,24 +65,6 @@ def _row(table_row: Tensor, linear: bool, log_state: bool) -> np.ndarray:
     return np.array((a, b * unit, b_prev * unit, c * unit, s * unit, k0 * _LN2, k1, k2, c_in * _LN2), np.float32)
 
 
-def _flat(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().numpy().reshape(-1)
-
-
-def _optional(tensor: Tensor | None) -> np.ndarray:
-    return _NOTHING[0] if tensor is None else _flat(tensor)
-
-
-def _network_side(tensor: Tensor | None) -> tuple[int, np.ndarray, np.ndarray]:
-    """What it holds, and the array as float32 or as the bits of a 16-bit float: one compiled kernel serves all."""
-    if tensor is None:
-        return _ABSENT, *_NOTHING
-    dtype = _DTYPES[tensor.dtype]
-    if dtype == _FLOAT:
-        return dtype, _flat(tensor), _NOTHING[1]
-    return dtype, _NOTHING[0], _flat(tensor.detach().view(torch.uint16))
-
-
 # ---- a range of rows ----
 
 
@@ -114,19 +73,17 @@ def _fill_rows(first, last, d, out, stream, kind, step):
     room = buffers()
     quads = (d + 3) // 4
     for quad in range(first * quads, last * quads, BLOCK):
-        count = min(BLOCK, last * quads - quad)
-        start, stop = element(quad, d), element(quad + count, d)
-        _copy(stop - start, block_noise(quad, count, d, stream, kind, step, room), out[start:stop])
+        count, start, stop = extent(quad, last * quads, d)
+        copy(stop - start, block_noise(quad, count, d, stream, kind, step, room), out[start:stop])
 
 
 @njit(nogil=True, cache=True)
-def _perturb_rows(first, last, d, x0, coefficients, stream, kind, step, x_t, net_dtype, net_in, net_bits, z_out):
+def _perturb_rows(first, last, d, x0, coefficients, stream, kind, step, x_t, net_in, z_out):
     room = buffers()
     shift_of, s_of, c_in_of, t, y = floats(), floats(), floats(), floats(), floats()
     quads = (d + 3) // 4
     for quad in range(first * quads, last * quads, BLOCK):
-        count = min(BLOCK, last * quads - quad)
-        start, stop = element(quad, d), element(quad + count, d)
+        count, start, stop = extent(quad, last * quads, d)
         size = stop - start
         z = block_noise(quad, count, d, stream, kind, step, room)
         _per_element(start, size, d, coefficients, shift_of, s_of, c_in_of)
@@ -134,37 +91,24 @@ def _perturb_rows(first, last, d, x0, coefficients, stream, kind, step, x_t, net
         _perturb_increment(size, z, shift_of, s_of, t)
         if len(x_t):
             _perturb_scale(size, x, t, x_t[start:stop])
-        if net_dtype != _ABSENT:
+        if present(net_in):
             _perturb_log(size, x, t, c_in_of, y)
-            _write(size, net_dtype, y, net_in[start:stop], net_bits[start:stop])
+            write(net_in, start, stop, y)
         if len(z_out):
-            _copy(size, z, z_out[start:stop])
+            copy(size, z, z_out[start:stop])
 
 
 @njit(nogil=True, cache=True)
-def _step_rows(
-    first, last, d, x_all, f_dtype, f_all, f_bits, bad, out, history, net_dtype, net_in, net_bits, row, stream, step,
-    stein, linear, log_state,
-):  # fmt: skip
+def _step_rows(first, last, d, x_all, f, bad, out, history, net_in, row, stream, step, stein, linear, log_state):
     room = buffers()
     widened, y, denoised, t, new = floats(), floats(), floats(), floats(), floats()
     quads = (d + 3) // 4
     for quad in range(first * quads, last * quads, BLOCK):
-        count = min(BLOCK, last * quads - quad)
-        start, stop = element(quad, d), element(quad + count, d)
+        count, start, stop = extent(quad, last * quads, d)
         size = stop - start
-        # The state comes from memory while the noise, which needs none, is computed.
-        prefetch(x_all, start, stop)
-        prefetch(f_all, start, stop)
-        prefetch(f_bits, start, stop)
-        prefetch(history, start, stop)
+        prefetch_step(start, stop, x_all, f, history)
         z = block_noise(quad, count, d, stream, rng.Kind.STEP.value, step, room)
-        x = x_all[start:stop]
-        if f_dtype == _FLOAT:
-            g = f_all[start:stop]
-        else:
-            _widen(size, f_dtype, f_bits[start:stop], widened)
-            g = widened
+        x, g = x_all[start:stop], read(f, start, stop, widened)
         if not log_state:
             good = _step_score(size, x, g, z, row, stein, linear, new)
         else:
@@ -173,47 +117,19 @@ def _step_rows(
             if len(history):
                 _multistep(size, denoised, row, t, history[start:stop])
             good = _step_log(size, x, t, linear, new)
-        if net_dtype != _ABSENT:
+        if present(net_in):
             if linear:
                 _log(size, new, row[8], y)
             else:
                 _scale(size, row[8], t, y)
-            _write(size, net_dtype, y, net_in[start:stop], net_bits[start:stop])
+            write(net_in, start, stop, y)
         if not good:
             _poison(size, new)
             _mark(start, size, d, new, step, bad)
-        _copy(size, new, out[start:stop])
+        copy(size, new, out[start:stop])
 
 
 # ---- the loops of a block: one pass each, no branch within ----
-
-
-@njit(nogil=True, cache=True)
-def _widen(size, dtype, bits, x):
-    if dtype == _BFLOAT:
-        for i in range(size):
-            x[i] = from_bfloat(bits[i])
-    else:
-        for i in range(size):
-            x[i] = from_half(bits[i])
-
-
-@njit(nogil=True, cache=True)
-def _write(size, dtype, x, floats, bits):
-    if dtype == _FLOAT:
-        _copy(size, x, floats)
-    elif dtype == _BFLOAT:
-        for i in range(size):
-            bits[i] = to_bfloat(x[i])
-    else:
-        for i in range(size):
-            bits[i] = to_half(x[i])
-
-
-@njit(nogil=True, cache=True)
-def _copy(size, x, out):
-    for i in range(size):
-        out[i] = x[i]
 
 
 @njit(nogil=True, cache=True)
@@ -250,7 +166,7 @@ def _multistep(size, denoised, row, t, history):
     b_prev = row[2]
     for i in range(size):
         t[i] = fma(b_prev, history[i], t[i])
-    _copy(size, denoised, history)
+    copy(size, denoised, history)
 
 
 @njit(nogil=True, cache=True)

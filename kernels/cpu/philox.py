@@ -12,7 +12,7 @@ from numba import njit
 
 from fastmsgm import rng
 
-from .scalar import fma, from_bits, log2, polynomial, to_bits
+from .scalar import cosine_sine, fma, log2
 
 BLOCK = 256  # quads: every buffer of a block fits into the L1 cache
 
@@ -20,12 +20,9 @@ _LOW_HALF, _HALF, _KIND = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(24)
 _M0, _M1 = np.uint64(rng.PHILOX_M0), np.uint64(rng.PHILOX_M1)
 _KEYS0 = tuple(np.uint64(i * rng.PHILOX_W0 % 2**32) for i in range(rng.ROUNDS))
 _KEYS1 = tuple(np.uint64(i * rng.PHILOX_W1 % 2**32) for i in range(rng.ROUNDS))
-_SIN = tuple(np.float32(c) for c in rng.SIN)
-_COS = tuple(np.float32(c) for c in rng.COS)
 _MINUS_2_LN2 = np.float32(rng.MINUS_2_LN2)
 _UNIFORM_SCALE, _UNIFORM_SHIFT, _ANGLE_SCALE = np.float32(2.0**-32), np.float32(2.0**-33), np.float32(2.0**-29)
 _EIGHTH, _QUADRANT = np.uint32(2**29), np.uint32(30)  # of a turn; the shift that leaves the quadrant
-_ONE, _TWO = np.uint32(1), np.uint32(2)
 
 
 @njit(nogil=True, cache=True)
@@ -68,7 +65,15 @@ def block_noise(first, count, d, stream, kind, step, room):
 
 
 @njit(nogil=True, cache=True)
-def element(quad, d):
+def extent(quad, end, d):
+    """Of the block of quads from ``quad`` to ``end`` at most: how many it has, and where in the flat (n, d) array its
+    elements start and stop."""
+    count = min(BLOCK, end - quad)
+    return count, _element(quad, d), _element(quad + count, d)
+
+
+@njit(nogil=True, cache=True)
+def _element(quad, d):
     """Index, in the flat (n, d) array, of the first element of a quad of the flat list."""
     quads = (d + 3) // 4
     return quad // quads * d + 4 * (quad % quads)
@@ -116,13 +121,9 @@ def normals(count, radius_words, angle_words, z):
         angle = angle_words[k]
         quadrant = np.uint32(np.uint32(angle + _EIGHTH) >> _QUADRANT)
         f = np.float32(np.int32(np.uint32(angle - np.uint32(quadrant << _QUADRANT)))) * _ANGLE_SCALE
-        sine, cosine = f * polynomial(_SIN, f * f), polynomial(_COS, f * f)
-        swap = np.uint32(quadrant & _ONE) != 0
-        x, y = (sine, cosine) if swap else (cosine, sine)
-        x_sign = np.uint32(np.uint32(np.uint32(quadrant + _ONE) & _TWO) << _QUADRANT)
-        y_sign = np.uint32(np.uint32(quadrant & _TWO) << _QUADRANT)
-        z[2 * k] = from_bits(to_bits(radius * x) ^ x_sign)
-        z[2 * k + 1] = from_bits(to_bits(radius * y) ^ y_sign)
+        x, y = cosine_sine(quadrant, f)
+        z[2 * k] = radius * x
+        z[2 * k + 1] = radius * y
 
 
 @njit(nogil=True, cache=True)

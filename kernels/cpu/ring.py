@@ -14,21 +14,18 @@ from torch import Tensor
 
 from fastmsgm import rng
 
-from .gbm import _ABSENT, _FLOAT, _copy, _flat, _network_side, _optional, _widen, _write
-from .philox import BLOCK, block_noise, buffers, unsigned_range
-from .rotation import _CHUNK, _elements, _noise, _tile, combine, products
-from .scalar import NAN, fma, from_bits, is_normal, polynomial, prefetch, to_bits
+from .arrays import copy, prefetch_step, read, step_arrays
+from .philox import block_noise, buffers, unsigned_range
+from .rows import combine, elements, mark_lost, put_tile, row_noise, row_numbers, square_of, tile
+from .scalar import HALF, NAN, ONE, ZERO, cosine_sine, fma, from_bits, is_normal, to_bits
 from .threads import over_rows
 
-_ZERO, _HALF, _ONE = np.float32(0.0), np.float32(0.5), np.float32(1.0)
 _SQRT_HALF = np.float32(math.sqrt(0.5))
 _LARGEST = np.float32(8192.0)  # no larger angle is taken
 _QUARTERS = np.float32(2 / math.pi)
 # pi/2 in parts of so few bits that their products with the 13 bits of the largest angle's quarter turns are exact.
 _HIGH, _MIDDLE, _LOW = np.float32(1.5703125), np.float32(0.0004837512969970703), np.float32(7.54979e-8)
 _EIGHTHS = np.float32(4 / math.pi)
-_SIN = tuple(np.float32(c) for c in rng.SIN)
-_COS = tuple(np.float32(c) for c in rng.COS)
 _LAST_BITS = np.uint32(16)
 
 
@@ -38,84 +35,58 @@ def ring_step(
 ) -> None:  # fmt: skip
     """One reverse step from ``x`` to ``out``; arguments and formula are those of ``reference.ring_step``."""
     n, d = x.shape
-    arrays = *_network_side(f), bad.numpy(), _flat(out), _optional(history), *_network_side(net_in)
-    over_rows(_step_rows, n, d, d, _flat(x), *arrays, table[step].numpy(), stream.numpy(), step, restart, strang)
+    arrays = step_arrays(x, f, bad, out, history, net_in)
+    over_rows(_step_rows, n, d, d, *arrays, table[step].numpy(), stream.numpy(), step, restart, strang)
 
 
 # ---- a range of rows ----
 
 
 @njit(nogil=True, cache=True)
-def _step_rows(
-    first, last, d, x_all, f_dtype, f_all, f_bits, bad, out, history, net_dtype, net_in, net_bits, numbers, stream,
-    step, restart, strang,
-):  # fmt: skip
+def _step_rows(first, last, d, x_all, f_all, bad, out, history, net_in, numbers, stream, step, restart, strang):
     drift, noise, c_in = numbers
     room, uses = buffers(), 2 if strang else 1
-    widened, new, square = _elements(d), _elements(d), np.empty(BLOCK, np.float32)
-    xi, cos, sin = _elements(uses * d), _elements(uses * d), _elements(uses * d)
-    drift_weights = _weights(d, 1, _HALF if strang else _ONE)
-    noise_weights = _weights(d, uses, _SQRT_HALF if strang else _ONE)
-    for row in range(first, last, _tile(uses * d)):
-        rows = min(_tile(uses * d), last - row)
+    widened, new, square = elements(d), elements(d), row_numbers()
+    xi, cos, sin = elements(uses * d), elements(uses * d), elements(uses * d)
+    drift_weights = _weights(d, 1, HALF if strang else ONE)
+    noise_weights = _weights(d, uses, _SQRT_HALF if strang else ONE)
+    for row in range(first, last, tile(uses * d)):
+        rows = min(tile(uses * d), last - row)
         start, stop = row * d, (row + rows) * d
-        # What lies in memory comes while the noise, which needs none of it, is computed.
-        prefetch(x_all, start, stop)
-        prefetch(f_all, start, stop)
-        prefetch(f_bits, start, stop)
-        prefetch(history, start, stop)
-        if noise != _ZERO:
-            _noise(row, rows, uses * d, stream, rng.Kind.STEP.value, step, room, xi)
+        prefetch_step(start, stop, x_all, f_all, history)
+        if noise != ZERO:
+            row_noise(row, rows, uses * d, stream, rng.Kind.STEP.value, step, room, xi)
         coins = square if strang else block_noise(row, rows, 1, stream, rng.Kind.ANGLE.value, step, room)
-        x, past = x_all[start:stop], history[start:stop]
-        if f_dtype == _FLOAT:
-            f = f_all[start:stop]
-        else:
-            _widen(stop - start, f_dtype, f_bits[start:stop], widened)
-            f = widened
+        x, past, f = x_all[start:stop], history[start:stop], read(f_all, start, stop, widened)
         if len(past) and not restart:
-            _copy(stop - start, x, past)
-        _copy(stop - start, past if restart and len(past) else x, new)
+            copy(stop - start, x, past)
+        copy(stop - start, past if restart and len(past) else x, new)
         for r in range(rows):
-            square[r] = _square(new, r * d, r * d + d)
+            square[r] = square_of(new, r * d, r * d + d)
         _drift_angles(rows, d, x, f, drift, drift_weights, cos)
         _circles(rows * d, cos, sin)
         _turn_rows(rows, d, d, 0, strang, coins, cos, sin, new)
-        if noise != _ZERO:
+        if noise != ZERO:
             _noise_angles(rows * uses * d, noise, xi, noise_weights, cos)
             _circles(rows * uses * d, cos, sin)
             _turn_rows(rows, d, uses * d, (uses - 1) * d, strang, coins, cos, sin, new)
         for r in range(rows):
-            turned = _square(new, r * d, r * d + d)
+            turned = square_of(new, r * d, r * d + d)
             if is_normal(square[r]) and is_normal(turned):
                 combine(new, (np.sqrt(_to_20_bits(square[r]) / turned),), (new,), r * d, r * d + d)
             else:
-                new[r * d : r * d + d] = NAN
-                past[r * d : r * d + d] = NAN
-                if bad[row + r] < 0:
-                    bad[row + r] = step
-        _copy(stop - start, new, out[start:stop])
-        if net_dtype != _ABSENT:
-            combine(new, (c_in,), (new,), 0, stop - start)
-            _write(stop - start, net_dtype, new, net_in[start:stop], net_bits[start:stop])
+                mark_lost(r, d, new, past, row + r, step, bad)
+        put_tile(start, stop, new, c_in, out, net_in)
 
 
 @njit(nogil=True, cache=True)
 def _weights(d, uses, half):
     """Of the angles of a tile: ``half`` but in the middle group, which is the pair around the end, or the odd ones."""
-    weights = np.full(_tile(uses * d) * uses * d, half, np.float32)
+    weights = np.full(tile(uses * d) * uses * d, half, np.float32)
     for r in range(0, len(weights), d):
         for k in range(d - 1 if d % 2 else 1, d, 2):
-            weights[r + k] = _ONE
+            weights[r + k] = ONE
     return weights
-
-
-@njit(nogil=True, cache=True)
-def _square(x, begin, end):
-    total = _ZERO
-    for i in range(begin, end, _CHUNK):
-        total += products(x, (x,), i, min(i + _CHUNK, end))[0]
-    return total
 
 
 @njit(nogil=True, cache=True)
@@ -146,18 +117,13 @@ def _noise_angles(size, noise, xi, weights, angle):
 def _circles(size, cos, sin):
     """The cosines of the angles in ``cos``, in their place, and their sines; NaN beyond the largest."""
     for i in range(size):
-        valid = abs(cos[i]) <= _LARGEST
-        angle = cos[i] if valid else _ZERO
-        turns = np.rint(angle * _QUARTERS)
+        angle = cos[i]
+        valid = abs(angle) <= _LARGEST
+        turns = np.rint((angle if valid else ZERO) * _QUARTERS)
         rest = fma(-turns, _LOW, fma(-turns, _MIDDLE, fma(-turns, _HIGH, angle)))
-        f, quadrant = rest * _EIGHTHS, np.uint32(np.int32(turns))
-        sine, cosine = f * polynomial(_SIN, f * f), polynomial(_COS, f * f)
-        swap = np.uint32(quadrant & np.uint32(1)) != 0
-        x, y = (sine, cosine) if swap else (cosine, sine)
-        x_sign = np.uint32(np.uint32(np.uint32(quadrant + np.uint32(1)) & np.uint32(2)) << np.uint32(30))
-        y_sign = np.uint32(np.uint32(quadrant & np.uint32(2)) << np.uint32(30))
-        cos[i] = from_bits(to_bits(x) ^ x_sign) if valid else NAN
-        sin[i] = from_bits(to_bits(y) ^ y_sign) if valid else NAN
+        x, y = cosine_sine(np.uint32(np.int32(turns)), rest * _EIGHTHS)
+        cos[i] = x if valid else NAN
+        sin[i] = y if valid else NAN
 
 
 # ---- groups ----
@@ -169,7 +135,7 @@ def _turn_rows(rows, d, stride, second, strang, coins, cos, sin, x):
     sines and cosines from ``second`` on in a row's ``stride`` of them."""
     for r in range(rows):
         begin, at = r * d, r * stride
-        forth, back = strang or coins[r] >= _ZERO, strang or coins[r] < _ZERO
+        forth, back = strang or coins[r] >= ZERO, strang or coins[r] < ZERO
         if forth:
             _turn_pairs(d, 0, begin, at, cos, sin, x)
             _turn_pairs(d, 1, begin, at, cos, sin, x)

@@ -1,5 +1,5 @@
-"""Float32 arithmetic for the loops of the CPU kernels: fused multiply-add, bit casts, log2, exp2, the 16-bit floats;
-and the hint that memory will be read.
+"""Float32 arithmetic for the loops of the CPU kernels: fused multiply-add, bit casts, log2, exp2, sine and
+cosine, the 16-bit floats.
 
 Every function is branch-free, so that a loop that calls it becomes SIMD code, and rounds as written (``fma`` is one
 rounding wherever it runs), so that an element's bits do not depend on its place in a vector.
@@ -12,23 +12,23 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import extending, njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from fastmsgm import rng
 
 SIGN = np.uint32(0x80000000)
-NAN = np.float32(np.nan)
+NAN, INFINITY = np.float32(np.nan), np.float32(np.inf)
+ZERO, HALF, ONE, TWO = np.float32(0.0), np.float32(0.5), np.float32(1.0), np.float32(2.0)
 _ABS = np.uint32(0x7FFFFFFF)
 _INFINITE = np.uint32(0x7F800000)
 _HALF_INFINITE = np.uint32(0x7C00 << 13)
-_ONE = np.float32(1.0)
 _TINY_BITS = np.uint32(0x00800000)  # of the smallest normal number
 NORMALS = np.uint32(0x7F800000 - 0x00800000)  # so many bit patterns are positive normal numbers
 _MANTISSA = np.uint32(23)  # bits
-_LINE = 64  # bytes of a cache line
 _LOG2 = tuple(np.float32(c) for c in rng.LOG2)
+_SIN = tuple(np.float32(c) for c in rng.SIN)
+_COS = tuple(np.float32(c) for c in rng.COS)
 _SQRT_HALF_BITS = np.uint32(rng.SQRT_HALF_BITS)
 # 2^f for f in [-1/2, 1/2], minimax, lowest degree first: 2e-9 relative.
 _EXP2 = (
@@ -39,12 +39,12 @@ _EXP2 = tuple(np.float32(c) for c in _EXP2)
 _LOWEST, _HIGHEST = np.float32(-126.0), np.float32(128.0)  # powers of 2 from here up to there are normal numbers
 
 
-def _intrinsic(build: Callable[..., Any]) -> Callable[..., Any]:
+def intrinsic(build: Callable[..., Any]) -> Callable[..., Any]:
     """numba's decorator, with a type that says that callers leave out ``typingctx``."""
-    return intrinsic(build)
+    return extending.intrinsic(build)
 
 
-@_intrinsic
+@intrinsic
 def fma(typingctx, a, b, c):
     """a b + c, rounded once."""
 
@@ -54,7 +54,7 @@ def fma(typingctx, a, b, c):
     return types.float32(types.float32, types.float32, types.float32), codegen
 
 
-@_intrinsic
+@intrinsic
 def polynomial(typingctx, coefficients, x):
     """Horner's rule on a tuple of float32, lowest degree first."""
 
@@ -67,7 +67,7 @@ def polynomial(typingctx, coefficients, x):
     return types.float32(coefficients, types.float32), codegen
 
 
-@_intrinsic
+@intrinsic
 def to_bits(typingctx, x):
     def codegen(context, builder, signature, args):
         return builder.bitcast(args[0], ir.IntType(32))
@@ -75,7 +75,7 @@ def to_bits(typingctx, x):
     return types.uint32(types.float32), codegen
 
 
-@_intrinsic
+@intrinsic
 def from_bits(typingctx, bits):
     def codegen(context, builder, signature, args):
         return builder.bitcast(args[0], ir.FloatType())
@@ -137,7 +137,7 @@ def log2(x):
     """log2 of a positive normal number."""
     bits = to_bits(x)
     exponent = np.int32(np.int32(bits - _SQRT_HALF_BITS) >> np.int32(23))
-    f = from_bits(np.uint32(bits - np.uint32(np.uint32(exponent) << _MANTISSA))) - _ONE
+    f = from_bits(np.uint32(bits - np.uint32(np.uint32(exponent) << _MANTISSA))) - ONE
     return fma(f, polynomial(_LOG2, f), np.float32(exponent))
 
 
@@ -157,22 +157,18 @@ def exp2(t):
     return power if _LOWEST <= t < _HIGHEST else NAN
 
 
-@_intrinsic
-def _prefetch_line(typingctx, array, index):
-    def codegen(context, builder, signature, args):
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        address = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(8).as_pointer())
-        i32 = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [address.type, i32, i32, i32])
-        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(prefetch, [address, i32(0), i32(2), i32(1)])  # to read, into the L2 cache, data
-        return context.get_dummy_value()
-
-    return types.none(array, types.intp), codegen
+@njit(nogil=True, cache=True)
+def sine_cosine(f):
+    """Sine and cosine of f eighths of a turn, |f| <= 1."""
+    return f * polynomial(_SIN, f * f), polynomial(_COS, f * f)
 
 
 @njit(nogil=True, cache=True)
-def prefetch(array, start, stop):
-    """Ask for ``array[start:stop]`` ahead of its use; an empty array is let be."""
-    for i in range(start, min(stop, len(array)), _LINE // array.itemsize):
-        _prefetch_line(array, i)
+def cosine_sine(quarters, f):
+    """Cosine and sine of ``quarters`` (uint32) quarters of a turn and f eighths, |f| <= 1."""
+    sine, cosine = sine_cosine(f)
+    swap = np.uint32(quarters & np.uint32(1)) != 0
+    x, y = (sine, cosine) if swap else (cosine, sine)
+    x_sign = np.uint32(np.uint32(np.uint32(quarters + np.uint32(1)) & np.uint32(2)) << np.uint32(30))
+    y_sign = np.uint32(np.uint32(quarters & np.uint32(2)) << np.uint32(30))
+    return from_bits(to_bits(x) ^ x_sign), from_bits(to_bits(y) ^ y_sign)

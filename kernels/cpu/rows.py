@@ -1,0 +1,190 @@
+"""Rows of the CPU kernels of rotations: products and sums of vectors of any length, in SIMD code; tiles; row noise.
+
+A range of rows is worked on a tile at a time: as many rows as a block of noise holds, or one row of more features.
+Everything that happens to a row is ``products`` or ``combine`` with numbers of its own; in between, loops over the rows
+of the tile turn its dots into the next numbers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+
+from .arrays import copy, present, write
+from .philox import BLOCK, block_noise, extent
+from .scalar import NAN, ZERO, intrinsic
+
+CHUNK = 1024  # elements of a long row that several passes share while they lie in the L1 cache
+SHORTEST = np.float32(1e-30)  # squared: a shorter vector has no direction
+_LANES = (16, 4, 1)  # numbers worked on at a time, and partial sums, whatever the processor's vectors hold
+
+
+# ---- tiles ----
+
+
+@njit(nogil=True, cache=True)
+def tile(d):
+    """Rows of a tile."""
+    return max(1, BLOCK // ((d + 3) // 4))
+
+
+@njit(nogil=True, cache=True)
+def elements(d):
+    """Room for one number for each element of a tile."""
+    return np.empty(tile(d) * d, np.float32)
+
+
+@njit(nogil=True, cache=True)
+def row_numbers():
+    """Room for one number for each row of a tile."""
+    return np.empty(BLOCK, np.float32)
+
+
+@njit(nogil=True, cache=True)
+def row_noise(first, rows, d, stream, kind, step, room, xi):
+    """The normals of ``rows`` rows from ``first`` on."""
+    quads = (d + 3) // 4
+    for quad in range(first * quads, (first + rows) * quads, BLOCK):
+        count, start, stop = extent(quad, (first + rows) * quads, d)
+        z = block_noise(quad, count, d, stream, kind, step, room)
+        copy(stop - start, z, xi[start - first * d : stop - first * d])
+
+
+@njit(nogil=True, cache=True)
+def mark_lost(r, d, new, past, sample, step, bad):
+    """Row r of a tile, which is ``sample``, is NaN from now on; an earlier step in ``bad`` stays."""
+    new[r * d : r * d + d] = NAN
+    past[r * d : r * d + d] = NAN
+    if bad[sample] < 0:
+        bad[sample] = step
+
+
+@njit(nogil=True, cache=True)
+def put_tile(start, stop, new, c_in, out, net_in):
+    """Write the tile out and, times c_in, to the network; ``new`` is used up."""
+    copy(stop - start, new, out[start:stop])
+    if present(net_in):
+        combine(new, (c_in,), (new,), 0, stop - start)
+        write(net_in, start, stop, new)
+
+
+# ---- a row ----
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def measure(begin, end, u, f, past, xi):
+    """1 / |u| (NaN where |u|^2 is zero or infinite), and f.u, past.u and xi.u."""
+    square, f_u, past_u, xi_u = ZERO, ZERO, ZERO, ZERO
+    for i in range(begin, end, CHUNK):
+        parts = products(u, (u, f, past, xi), i, min(i + CHUNK, end))
+        square, f_u, past_u, xi_u = square + parts[0], f_u + parts[1], past_u + parts[2], xi_u + parts[3]
+    return np.sqrt(square) / square, f_u, past_u, xi_u
+
+
+@njit(nogil=True, cache=True)
+def square_of(x, begin, end):
+    total = ZERO
+    for i in range(begin, end, CHUNK):
+        total += products(x, (x,), i, min(i + CHUNK, end))[0]
+    return total
+
+
+@intrinsic
+def products(typingctx, y, xs, start, stop):
+    """The sum of x[i] y[i] for start <= i < stop, for every x, in an order that depends on stop - start alone."""
+
+    def codegen(context, builder, signature, args):
+        data, *others = _pointers(context, builder, signature.args[:2], args[:2])
+        zeros = {lanes: ir.Constant(_vector(lanes), [0.0] * lanes) for lanes in _LANES}
+        sums = [{n: cgutils.alloca_once_value(builder, zero) for n, zero in zeros.items()} for _ in others]
+
+        def body(lanes, index):
+            y = _load(builder, data, index, lanes)
+            for x, totals in zip(others, sums, strict=True):
+                total = _fma(builder, _load(builder, x, index, lanes), y, builder.load(totals[lanes]))
+                builder.store(total, totals[lanes])
+
+        _vector_loops(builder, args[2], args[3], body)
+        return context.make_tuple(builder, signature.return_type, [_total(builder, totals) for totals in sums])
+
+    return types.UniTuple(types.float32, len(xs))(y, xs, types.intp, types.intp), codegen
+
+
+@intrinsic
+def combine(typingctx, out, factors, xs, start, stop):
+    """out[i] = the sum of factor x[i] over the pairs of them, for start <= i < stop; out may be an x."""
+
+    def codegen(context, builder, signature, args):
+        target, *data = _pointers(context, builder, (signature.args[0], signature.args[2]), (args[0], args[2]))
+        scalars = [
+            builder.insert_element(ir.Constant(_vector(1), ir.Undefined), factor, ir.IntType(32)(0))
+            for factor in cgutils.unpack_tuple(builder, args[1])
+        ]
+        spread = {lanes: [_lanes(builder, scalar, [0] * lanes) for scalar in scalars] for lanes in _LANES}
+
+        def body(lanes, index):
+            terms = zip(spread[lanes], [_load(builder, x, index, lanes) for x in data], strict=True)
+            total = builder.fmul(*next(terms))
+            for factor, x in terms:
+                total = _fma(builder, factor, x, total)
+            builder.store(total, _at(builder, target, index, lanes), align=4)
+
+        _vector_loops(builder, args[3], args[4], body)
+        return context.get_dummy_value()
+
+    return types.none(out, types.UniTuple(types.float32, len(factors)), xs, types.intp, types.intp), codegen
+
+
+def _pointers(context, builder, kinds, values):
+    """Of an array and of those of a tuple of arrays."""
+    kinds, values = [kinds[0], *kinds[1]], [values[0], *cgutils.unpack_tuple(builder, values[1])]
+    return [context.make_array(k)(context, builder, v).data for k, v in zip(kinds, values, strict=True)]
+
+
+def _vector_loops(builder, start, stop, body):
+    """``body(lanes, index)`` for whole vectors of the most lanes from ``start`` on, then of fewer, to the end."""
+    for lanes in _LANES:
+        whole = builder.and_(builder.sub(stop, start), ir.Constant(start.type, -lanes))
+        end = builder.add(start, whole)
+        with cgutils.for_range_slice(builder, start, end, ir.Constant(start.type, lanes)) as (index, _):
+            body(lanes, index)
+        start = end
+
+
+def _total(builder, totals):
+    """Lanes folded in half, again and again; the sums of fewer lanes are added where there are as many left."""
+    total = builder.load(totals[_LANES[0]])
+    for lanes in _LANES[1:]:
+        while total.type.count > lanes:
+            half = total.type.count // 2
+            low, high = (_lanes(builder, total, list(range(i, i + half))) for i in (0, half))
+            total = builder.fadd(low, high)
+        total = builder.fadd(total, builder.load(totals[lanes]))
+    return builder.extract_element(total, ir.IntType(32)(0))
+
+
+def _vector(lanes):
+    return ir.VectorType(ir.FloatType(), lanes)
+
+
+def _lanes(builder, vector, indices):
+    mask = ir.Constant(ir.VectorType(ir.IntType(32), len(indices)), indices)
+    return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), mask)
+
+
+def _at(builder, data, index, lanes):
+    return builder.bitcast(builder.gep(data, [index]), _vector(lanes).as_pointer())
+
+
+def _load(builder, data, index, lanes):
+    return builder.load(_at(builder, data, index, lanes), align=4)
+
+
+def _fma(builder, *arguments):
+    kind = arguments[0].type
+    function = ir.FunctionType(kind, [kind] * 3)
+    return builder.call(
+        cgutils.get_or_insert_function(builder.module, function, f"llvm.fma.v{kind.count}f32"), arguments
+    )
