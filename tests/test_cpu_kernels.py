@@ -119,14 +119,17 @@ def test_gbm_perturb(d):
 def test_sixteen_bit_floats(dtype):
     """All 2^16 of them to float32, and float32s of every exponent to them, as torch converts."""
     every = torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(dtype)
-    wide = arrays.read(arrays.network_side(every), 0, 2**16, np.zeros(2**16, np.float32))
-    torch.testing.assert_close(torch.from_numpy(wide), every.float(), rtol=0, atol=0, equal_nan=True)
+    wide = torch.zeros(2**16)
+    code, _, bits = arrays.network_side(every)
+    arrays.widen(2**16, code, bits, wide.numpy())
+    torch.testing.assert_close(wide, every.float(), rtol=0, atol=0, equal_nan=True)
     # The bits below the rounding point: none, just below, at and just above the tie.
     ends = torch.tensor([0, 0x0FFF, 0x1000, 0x1001, 0x7FFF, 0x8000, 0x8001])
     exact = ((torch.arange(2**19) << 13)[:, None] + ends).flatten()
     x = exact.to(torch.uint32).view(torch.float32)
     narrow = torch.zeros(len(x), dtype=dtype)
-    arrays.write(arrays.network_side(narrow), 0, len(x), x.numpy())
+    code, *sides = arrays.network_side(narrow)
+    arrays.write(len(x), code, x.numpy(), *sides)
     torch.testing.assert_close(narrow, x.to(dtype), rtol=0, atol=0, equal_nan=True)
 
 

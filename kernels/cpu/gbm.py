@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastmsgm import rng
 
-from .arrays import copy, flat, network_side, optional, prefetch_step, present, read, step_arrays, write
+from .arrays import ABSENT, FLOAT, copy, flat, network_side, optional, prefetch_step, step_arrays, widen, write
 from .philox import BLOCK, block_noise, buffers, extent, floats, unsigned_range
 from .scalar import NAN, NORMALS, SIGN, above_tiny, exp2, fma, from_bits, is_normal, log2_abs, to_bits
 from .threads import over_rows
@@ -37,7 +37,7 @@ def gbm_perturb(
     """x_t = x0 exp(shift + s z) and the network's input c_in log|x_t|; ``coefficients`` (n, 3) holds shift, s, c_in."""
     n, d = x0.shape
     inputs = flat(x0), coefficients.numpy(), stream.numpy(), int(kind), step
-    over_rows(_perturb_rows, n, d, d, *inputs, optional(x_t), network_side(net_in), optional(z))
+    over_rows(_perturb_rows, n, d, d, *inputs, optional(x_t), *network_side(net_in), optional(z))
 
 
 def gbm_step(
@@ -78,7 +78,7 @@ def _fill_rows(first, last, d, out, stream, kind, step):
 
 
 @njit(nogil=True, cache=True)
-def _perturb_rows(first, last, d, x0, coefficients, stream, kind, step, x_t, net_in, z_out):
+def _perturb_rows(first, last, d, x0, coefficients, stream, kind, step, x_t, net_dtype, net_in, net_bits, z_out):
     room = buffers()
     shift_of, s_of, c_in_of, t, y = floats(), floats(), floats(), floats(), floats()
     quads = (d + 3) // 4
@@ -91,24 +91,32 @@ def _perturb_rows(first, last, d, x0, coefficients, stream, kind, step, x_t, net
         _perturb_increment(size, z, shift_of, s_of, t)
         if len(x_t):
             _perturb_scale(size, x, t, x_t[start:stop])
-        if present(net_in):
+        if net_dtype != ABSENT:
             _perturb_log(size, x, t, c_in_of, y)
-            write(net_in, start, stop, y)
+            write(size, net_dtype, y, net_in[start:stop], net_bits[start:stop])
         if len(z_out):
             copy(size, z, z_out[start:stop])
 
 
 @njit(nogil=True, cache=True)
-def _step_rows(first, last, d, x_all, f, bad, out, history, net_in, row, stream, step, stein, linear, log_state):
+def _step_rows(
+    first, last, d, x_all, f_dtype, f_all, f_bits, bad, out, history, net_dtype, net_in, net_bits, row, stream, step,
+    stein, linear, log_state,
+):  # fmt: skip
     room = buffers()
     widened, y, denoised, t, new = floats(), floats(), floats(), floats(), floats()
     quads = (d + 3) // 4
     for quad in range(first * quads, last * quads, BLOCK):
         count, start, stop = extent(quad, last * quads, d)
         size = stop - start
-        prefetch_step(start, stop, x_all, f, history)
+        prefetch_step(start, stop, x_all, f_all, f_bits, history)
         z = block_noise(quad, count, d, stream, rng.Kind.STEP.value, step, room)
-        x, g = x_all[start:stop], read(f, start, stop, widened)
+        x = x_all[start:stop]
+        if f_dtype == FLOAT:
+            g = f_all[start:stop]
+        else:
+            widen(size, f_dtype, f_bits[start:stop], widened)
+            g = widened
         if not log_state:
             good = _step_score(size, x, g, z, row, stein, linear, new)
         else:
@@ -117,12 +125,12 @@ def _step_rows(first, last, d, x_all, f, bad, out, history, net_in, row, stream,
             if len(history):
                 _multistep(size, denoised, row, t, history[start:stop])
             good = _step_log(size, x, t, linear, new)
-        if present(net_in):
+        if net_dtype != ABSENT:
             if linear:
                 _log(size, new, row[8], y)
             else:
                 _scale(size, row[8], t, y)
-            write(net_in, start, stop, y)
+            write(size, net_dtype, y, net_in[start:stop], net_bits[start:stop])
         if not good:
             _poison(size, new)
             _mark(start, size, d, new, step, bad)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastmsgm import rng
 
-from .arrays import copy, prefetch_step, read, step_arrays
+from .arrays import FLOAT, copy, prefetch_step, step_arrays, widen
 from .philox import block_noise, buffers, unsigned_range
 from .rows import combine, elements, mark_lost, put_tile, row_noise, row_numbers, square_of, tile
 from .scalar import HALF, NAN, ONE, ZERO, cosine_sine, fma, from_bits, is_normal, to_bits
@@ -43,7 +43,10 @@ def ring_step(
 
 
 @njit(nogil=True, cache=True)
-def _step_rows(first, last, d, x_all, f_all, bad, out, history, net_in, numbers, stream, step, restart, strang):
+def _step_rows(
+    first, last, d, x_all, f_dtype, f_all, f_bits, bad, out, history, net_dtype, net_in, net_bits, numbers, stream,
+    step, restart, strang,
+):  # fmt: skip
     drift, noise, c_in = numbers
     room, uses = buffers(), 2 if strang else 1
     widened, new, square = elements(d), elements(d), row_numbers()
@@ -53,11 +56,16 @@ def _step_rows(first, last, d, x_all, f_all, bad, out, history, net_in, numbers,
     for row in range(first, last, tile(uses * d)):
         rows = min(tile(uses * d), last - row)
         start, stop = row * d, (row + rows) * d
-        prefetch_step(start, stop, x_all, f_all, history)
+        prefetch_step(start, stop, x_all, f_all, f_bits, history)
         if noise != ZERO:
             row_noise(row, rows, uses * d, stream, rng.Kind.STEP.value, step, room, xi)
         coins = square if strang else block_noise(row, rows, 1, stream, rng.Kind.ANGLE.value, step, room)
-        x, past, f = x_all[start:stop], history[start:stop], read(f_all, start, stop, widened)
+        if f_dtype == FLOAT:
+            f = f_all[start:stop]
+        else:
+            widen(stop - start, f_dtype, f_bits[start:stop], widened)
+            f = widened
+        x, past = x_all[start:stop], history[start:stop]
         if len(past) and not restart:
             copy(stop - start, x, past)
         copy(stop - start, past if restart and len(past) else x, new)
@@ -76,7 +84,7 @@ def _step_rows(first, last, d, x_all, f_all, bad, out, history, net_in, numbers,
                 combine(new, (np.sqrt(_to_20_bits(square[r]) / turned),), (new,), r * d, r * d + d)
             else:
                 mark_lost(r, d, new, past, row + r, step, bad)
-        put_tile(start, stop, new, c_in, out, net_in)
+        put_tile(stop - start, new, c_in, out[start:stop], net_dtype, net_in[start:stop], net_bits[start:stop])
 
 
 @njit(nogil=True, cache=True)

@@ -12,7 +12,19 @@ from torch import Tensor
 
 from fastmsgm import rng
 
-from .arrays import copy, flat, network_side, optional, prefetch, prefetch_step, present, read, step_arrays, write
+from .arrays import (
+    ABSENT,
+    FLOAT,
+    copy,
+    flat,
+    network_side,
+    optional,
+    prefetch,
+    prefetch_step,
+    step_arrays,
+    widen,
+    write,
+)
 from .philox import BLOCK, block_noise, buffers
 from .rotation_flow import back_numbers, bilinear, flow_rows, project
 from .rotation_flow import turn_numbers as _turn_numbers
@@ -30,7 +42,7 @@ def rotation_perturb(
     """Noise u0 once; the arguments and the formula are those of ``reference.rotation_perturb``."""
     n, d = u0.shape
     inputs = flat(u0), coefficients.numpy(), table.numpy(), stream.numpy(), step
-    over_rows(_perturb_rows, n, d, d, *inputs, optional(u_t), network_side(net_in), optional(target))
+    over_rows(_perturb_rows, n, d, d, *inputs, optional(u_t), *network_side(net_in), optional(target))
 
 
 def rotation_step(
@@ -57,14 +69,14 @@ def _numbers():
 
 
 @njit(nogil=True, cache=True)
-def _perturb_rows(first, last, d, u_all, coefficients, table, stream, step, u_t, net_in, target):
+def _perturb_rows(first, last, d, u_all, coefficients, table, stream, step, u_t, net_dtype, net_in, net_bits, target):
     room = buffers()
     xi, new = elements(d), elements(d)
     scale, xi_u, square, rest, v, g, a, b = _numbers()[:8]
     for row in range(first, last, tile(d)):
         rows = min(tile(d), last - row)
         start, stop = row * d, (row + rows) * d
-        prefetch(u_all, start, stop)
+        prefetch(start, stop, u_all)
         row_noise(row, rows, d, stream, rng.Kind.TRAINING_NOISE.value, step, room, xi)
         z = block_noise(row, rows, 1, stream, rng.Kind.TRAINING_ANGLE.value, step, room)
         u, numbers = u_all[start:stop], coefficients[row : row + rows]
@@ -82,14 +94,17 @@ def _perturb_rows(first, last, d, u_all, coefficients, table, stream, step, u_t,
             back_numbers(rows, numbers, v, g, square, rest, scale, a, b)
             for r in range(rows):
                 combine(back, (a[r], b[r]), (u, xi), r * d, r * d + d)
-        if present(net_in):
+        if net_dtype != ABSENT:
             for r in range(rows):
                 combine(new, (numbers[r, 3],), (new,), r * d, r * d + d)
-            write(net_in, start, stop, new)
+            write(stop - start, net_dtype, new, net_in[start:stop], net_bits[start:stop])
 
 
 @njit(nogil=True, cache=True)
-def _step_rows(first, last, d, u_all, f_all, bad, out, history, net_in, numbers, angles, stream, step, geodesic):
+def _step_rows(
+    first, last, d, u_all, f_dtype, f_all, f_bits, bad, out, history, net_dtype, net_in, net_bits, numbers, angles,
+    stream, step, geodesic,
+):  # fmt: skip
     noisy = numbers[5] != 0 if geodesic else len(angles) > 0 and numbers[7] != 0
     room = buffers()
     widened, xi, tangent, new = elements(d), elements(d), elements(d), elements(d)
@@ -97,10 +112,15 @@ def _step_rows(first, last, d, u_all, f_all, bad, out, history, net_in, numbers,
     for row in range(first, last, tile(d)):
         rows = min(tile(d), last - row)
         start, stop = row * d, (row + rows) * d
-        prefetch_step(start, stop, u_all, f_all, history)
+        prefetch_step(start, stop, u_all, f_all, f_bits, history)
         if noisy:
             row_noise(row, rows, d, stream, rng.Kind.STEP.value, step, room, xi)
-        u, past, f = u_all[start:stop], history[start:stop], read(f_all, start, stop, widened)
+        if f_dtype == FLOAT:
+            f = f_all[start:stop]
+        else:
+            widen(stop - start, f_dtype, f_bits[start:stop], widened)
+            f = widened
+        u, past = u_all[start:stop], history[start:stop]
         noise = xi if noisy else no_xi
         if geodesic:
             exponential_rows(rows, d, u, f, past, noise, numbers, tangent, new, lost, space)
@@ -110,4 +130,4 @@ def _step_rows(first, last, d, u_all, f_all, bad, out, history, net_in, numbers,
         for r in range(rows):
             if lost[r]:
                 mark_lost(r, d, new, past, row + r, step, bad)
-        put_tile(start, stop, new, numbers[8], out, net_in)
+        put_tile(stop - start, new, numbers[8], out[start:stop], net_dtype, net_in[start:stop], net_bits[start:stop])

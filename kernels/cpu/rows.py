@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 
-from .arrays import copy, present, write
+from .arrays import ABSENT, copy, write
 from .philox import BLOCK, block_noise, extent
 from .scalar import NAN, ZERO, intrinsic
 
@@ -61,13 +61,13 @@ def mark_lost(r, d, new, past, sample, step, bad):
         bad[sample] = step
 
 
-@njit(nogil=True, cache=True)
-def put_tile(start, stop, new, c_in, out, net_in):
+@njit(nogil=True, cache=True, inline="always")
+def put_tile(size, new, c_in, out, net_dtype, net_in, net_bits):
     """Write the tile out and, times c_in, to the network; ``new`` is used up."""
-    copy(stop - start, new, out[start:stop])
-    if present(net_in):
-        combine(new, (c_in,), (new,), 0, stop - start)
-        write(net_in, start, stop, new)
+    copy(size, new, out)
+    if net_dtype != ABSENT:
+        combine(new, (c_in,), (new,), 0, size)
+        write(size, net_dtype, new, net_in, net_bits)
 
 
 # ---- a row ----
