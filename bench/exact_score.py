@@ -105,7 +105,7 @@ def arms() -> dict[str, tuple[str, Solver, int]]:
         for name, solver, steps, calls in (
             ("dpm++2m", DPMSolverPP2M(), 20, 20),
             ("er-sde-2", ERSDE2(), 20, 20),
-            ("sde-dpm++2m", DPMSolverPP2M(stochastic=True), 20, 20),
+            ("sde-dpm++2m", DPMSolverPP2M(eta=1.0), 20, 20),
             ("heun", Heun(), 10, 19),
         )
     }

@@ -97,7 +97,7 @@ def comparisons() -> list[tuple[str, str, solvers.Solver, int]]:
         for steps in (10, 18, 35)
         for label, solver in (
             ("DPM-Solver++(2M)", solvers.DPMSolverPP2M()),
-            ("SDE-DPM-Solver++(2M)", solvers.DPMSolverPP2M(stochastic=True)),
+            ("SDE-DPM-Solver++(2M)", solvers.DPMSolverPP2M(eta=1.0)),
             ("ER-SDE-2", solvers.ERSDE2()),
             ("Heun", solvers.Heun()),
         )

@@ -59,7 +59,8 @@ def modes(y: torch.Tensor) -> list[torch.Tensor]:
     ("prediction", "solver", "steps"),
     [
         ("denoiser", DPMSolverPP2M(), 30),
-        ("denoiser", DPMSolverPP2M(stochastic=True), 30),
+        ("denoiser", DPMSolverPP2M(eta=1.0), 30),
+        ("denoiser", DPMSolverPP2M(eta=2.0), 30),
         ("denoiser", ERSDE2(), 30),
         ("denoiser", Heun(), 30),
         ("hyvarinen", DPMSolverPP2M(), 30),

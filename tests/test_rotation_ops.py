@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastmsgm import ops, reference, rng
 from fastmsgm.kernels import cpu
-from fastmsgm.kernels.cpu import rotation
+from fastmsgm.kernels.cpu import rotation_flow
 
 DIMENSIONS = (2, 3, 4, 5, 63, 64, 130, 784, 1024)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -228,7 +228,7 @@ def test_noise_without_a_direction_turns_nothing() -> None:
     assert not back.any()
     a, b, v, scale = (torch.full((3,), 0.5).numpy() for _ in range(4))
     square, rest = torch.zeros(2, 3).numpy()
-    rotation._turn_numbers(3, v, square, rest, scale, a, b)
+    rotation_flow.turn_numbers(3, v, square, rest, scale, a, b)
     assert (a == scale).all()
     assert not b.any()
     assert not v.any()

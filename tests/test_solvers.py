@@ -28,7 +28,7 @@ LOG_STD = 0.13  # of the preconditioning: not SD, so that an exact denoiser's ra
 STEPS = (40, 80, 160, 320)
 
 LOG_SOLVERS = {
-    "euler": Euler(), "dpm++2m": DPMSolverPP2M(), "sde-dpm++2m": DPMSolverPP2M(stochastic=True), "er-sde-2": ERSDE2(),
+    "euler": Euler(), "dpm++2m": DPMSolverPP2M(), "sde-dpm++2m": DPMSolverPP2M(eta=1.0), "er-sde-2": ERSDE2(),
     "heun": Heun(),
 }  # fmt: skip
 
@@ -375,7 +375,7 @@ def test_papers_updates_of_a_denoiser(sigma: float, mu: float | None) -> None:
 
 def test_resolve() -> None:
     denoiser, score = model("denoiser"), model("score")
-    assert solvers.resolve(None, denoiser) == DPMSolverPP2M(stochastic=True)
+    assert solvers.resolve(None, denoiser) == DPMSolverPP2M(eta=2.0)
     assert solvers.resolve(None, score) == DaleLangevin()
     for name, solver in LOG_SOLVERS.items():
         assert solvers.resolve(name, denoiser) == solver

@@ -67,7 +67,7 @@ GBM_SOLVERS: dict[str, Callable[[], Solver]] = {
     "euler": Euler,
     "heun": Heun,
     "dpm++2m": DPMSolverPP2M,
-    "sde-dpm++2m": lambda: DPMSolverPP2M(stochastic=True),
+    "sde-dpm++2m": lambda: DPMSolverPP2M(eta=1.0),
     "er-sde-2": ERSDE2,
     "dale-langevin": DaleLangevin,
     "sign-agnostic": SignAgnostic,
@@ -97,16 +97,18 @@ ALIASES = {
 
 
 def resolve(solver: str | Solver | None, model: ScoreModel) -> Solver:
-    """A solver from its name or itself; None is "sde-dpm++2m" for a GBM denoiser, whose errors its noise repairs,
-    "dpm++2m" for isotropic rotations, "ring-splitting" for the ring's, else the paper's: "dale-langevin" for a GBM
-    score network, "stratonovich-rk4".
+    """A solver from its name or itself.
+
+    None is ``DPMSolverPP2M(eta=2)`` for a GBM denoiser, whose errors its noise repairs, "dpm++2m" for isotropic
+    rotations, "ring-splitting" for the ring's, else the paper's: "dale-langevin" for a GBM score network,
+    "stratonovich-rk4".
 
     Raises:
         ValueError: a name that is unknown for the model's process.
         TypeError: neither a name nor a Solver.
     """
     if solver is None:
-        solver = _default(model)
+        return _default(model)
     if isinstance(solver, Solver):
         return solver
     if not isinstance(solver, str):
@@ -122,8 +124,8 @@ def resolve(solver: str | Solver | None, model: ScoreModel) -> Solver:
     return known[name]()
 
 
-def _default(model: ScoreModel) -> str:
+def _default(model: ScoreModel) -> Solver:
     if isinstance(model, GBMModel):
-        return "sde-dpm++2m" if model.prediction == "denoiser" else "dale-langevin"
+        return DPMSolverPP2M(eta=2.0) if model.prediction == "denoiser" else DaleLangevin()
     noise = model.process.noise if isinstance(model, RotationModel) else ""
-    return {"isotropic": "dpm++2m", "ring": "ring-splitting"}.get(noise, "stratonovich-rk4")
+    return {"isotropic": SphericalMultistep, "ring": RingSplitting}.get(noise, StratonovichRK4)()

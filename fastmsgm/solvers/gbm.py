@@ -5,7 +5,7 @@ y = log|x|, the multistep solvers move y by
 
     Euler (DDIM)       (1 - a) (D - y)
     DPM-Solver++(2M)   (1 - a) (D_h - y),  D_h = D + (D - D_prev) / (2r)                 (Lu et al., 2022)
-    SDE-DPM++(2M)      (1 - a^2) (D_h - y) + s' sqrt(1 - a^2) z
+    with noise eta     (1 - a^(1 + eta)) (D_h - y) + s' sqrt(1 - a^(2 eta)) z
     ER-SDE-2           (1 - R) (D - y) + c (D - D_prev) + sqrt(s'^2 - s^2 R^2) z         (Cui et al., 2023)
     Heun               the trapezoidal rule, two rows per step                            (Karras et al., 2022)
 
@@ -101,14 +101,25 @@ class Euler(MultistepSolver):
 
 @dataclass(frozen=True)
 class DPMSolverPP2M(MultistepSolver):
-    """DPM-Solver++(2M), second order, of the probability-flow ODE or, with ``stochastic``, of the reverse SDE."""
+    """DPM-Solver++(2M), second order, of dy = -(1 + eta) (y - D) |ds| / s + sqrt(2 eta s |ds|) z, backwards in s.
 
-    stochastic: bool = False
+    Args:
+        eta: 0 the probability-flow ODE, 1 the reverse SDE; more is more noise, and more of it taken away again. All
+            have the same marginals; noise forgets what the network got wrong before.
+
+    Raises:
+        ValueError: eta is negative or not finite.
+    """
+
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta < math.inf:
+            raise ValueError(f"eta must be at least 0 (0 the ODE, 1 the SDE), got {self.eta!r}")
 
     def move(self, before: float | None, s: float, after: float) -> tuple[float, float, float]:
         a = after / s
-        towards = 1 - a**2 if self.stochastic else 1 - a
-        noise = after * math.sqrt(1 - a**2) if self.stochastic else 0.0
+        towards, noise = 1 - a ** (1 + self.eta), after * math.sqrt(1 - a ** (2 * self.eta))
         slope = 0.0 if before is None else towards / 2 * math.log(s / after) / math.log(before / s)
         return towards, slope, noise
 

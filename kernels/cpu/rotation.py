@@ -26,8 +26,7 @@ from .arrays import (
     write,
 )
 from .philox import BLOCK, block_noise, buffers
-from .rotation_flow import back_numbers, bilinear, flow_rows, project
-from .rotation_flow import turn_numbers as _turn_numbers
+from .rotation_flow import back_numbers, bilinear, flow_rows, project, turn_numbers
 from .rotation_geodesic import exponential_rows
 from .rows import combine, elements, mark_lost, measure, put_tile, row_noise, row_numbers, tile
 from .threads import over_rows
@@ -84,7 +83,7 @@ def _perturb_rows(first, last, d, u_all, coefficients, table, stream, step, u_t,
             scale[r], xi_u[r], _, _ = measure(r * d, r * d + d, u, xi, u, u)
         bilinear(rows, numbers, table, z, v, g)
         project(rows, d, xi, u, scale, xi_u, square, rest)
-        _turn_numbers(rows, v, square, rest, scale, a, b)
+        turn_numbers(rows, v, square, rest, scale, a, b)
         for r in range(rows):
             combine(new, (a[r], b[r]), (u, xi), r * d, r * d + d)
         if len(u_t):
