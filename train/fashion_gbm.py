@@ -2,9 +2,9 @@
 
 python -m fastmsgm.recipes.fashion_gbm --out runs/fashion-gbm        (stop and start it as you like: it resumes)
 
-Three runs: EDM's noise levels teach the detail first; then higher ones, where clothes get their shape, which is what the
-first run's samples lack (noised to s = 0.2 and denoised, real images lose nothing; noised to s = 1.6 they do). The third
-goes on with new noise. About an hour and three quarters of one core each.
+Three runs, about an hour and three quarters of one core each: EDM's noise levels teach the detail first; then higher
+ones, where clothes get their shape, which is what the first run's samples lack (noised to s = 0.2 and denoised, real
+images lose nothing; noised to s = 1.6 they do). The third goes on with new noise.
 """
 
 from __future__ import annotations
