@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 
 import fashion_frechet
+import numpy as np
 import results
 import torch
 from fashion_classifier import features, load_classifier
@@ -122,18 +123,24 @@ def from_level(solver: solvers.PaperSolver, sigma: float) -> solvers.PaperSolver
     return type(solver)(solver.delta, solver.inner, solver.anneal, solver.tweedie, sigma)
 
 
-def draw(model: fastmsgm.GBMModel, solver: solvers.Solver, steps: int) -> Tensor:
-    """1,000 samples, without those that diverge: the sampler is judged by the rest."""
+def draw(model: fastmsgm.GBMModel, solver: solvers.Solver, steps: int, folder: Path) -> Tensor:
+    """1,000 samples, without those that diverge: the sampler is judged by the rest. Chunks are kept in ``folder``."""
     ends: list[Tensor] = []
 
     def keep(step: fastmsgm.Step) -> None:
         if step.index == step.calls:
             ends.append((step.x - model.offset).clamp(0, 1))
 
+    folder.mkdir(parents=True, exist_ok=True)
     for start in range(0, SAMPLES, CHUNK):
+        path = folder / f"{start}.npy"
+        if path.is_file():
+            ends.append(torch.from_numpy(np.load(path)))
+            continue
         options = {"steps": steps, "solver": solver, "seed": 1, "start": start, "batch_size": CHUNK}
         with contextlib.suppress(fastmsgm.NonFiniteError):
             fastmsgm.sample(model, CHUNK, callback=keep, **options)
+        np.save(path, ends[-1].numpy())
     samples = torch.cat(ends)
     return samples[samples.flatten(1).isfinite().all(1)]
 
@@ -157,14 +164,12 @@ def main() -> None:
         quantity = f"{name}, {calls} calls"
         if arm not in models or quantity in results.finished(BENCHMARK):
             continue
-        began = time.monotonic()
-        samples = draw(models[arm], solver, steps)
+        samples = draw(models[arm], solver, steps, RUNS / "samples" / quantity.replace("/", ":"))
         distance = frechet_distance(features(fashion_frechet.as_images(samples), network), reference)
-        seconds = time.monotonic() - began
         lost = f", {SAMPLES - len(samples)} more diverged" if len(samples) < SAMPLES else ""
         results.append(
             benchmark=BENCHMARK, quantity=quantity, value=distance, unit="feature^2",
-            note=f"{len(samples)} samples{lost}, seed 1, {solver!r}, {args.threads} threads, {seconds:.0f} s",
+            note=f"{len(samples)} samples{lost}, seed 1, {solver!r}, {args.threads} threads",
         )  # fmt: skip
         print(f"{quantity}: {distance:.3f}")
 
