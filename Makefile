@@ -1,4 +1,4 @@
-# make demo: sample the shipped model and draw the pictures.    make test: linter, type checker, tests.
+# make demo: sample the shipped models and draw the pictures.    make test: linter, type checker, tests.
 # Each creates .venv and installs what it needs.
 
 PYTHON ?= python3
