@@ -83,7 +83,7 @@ def sample(
             sample are ``steps`` for multistep solvers, 2 steps - 1 for Heun and Strang splitting, L steps (and the
             Tweedie passes) for the paper's.
         solver: a name ("dpm++2m", "sde-dpm++2m", "er-sde-2", "heun", "euler", "dale-langevin", "sign-agnostic") or a
-            Solver; None is ``DPMSolverPP2M(eta=2)`` for a denoiser, "dale-langevin" for a score network.
+            Solver; None is "sde-dpm++2m" for a denoiser, "dale-langevin" for a score network.
         seed: 0 .. 2^64 - 1.    start: index of the first sample.
         batch_size: samples per network call; None is the power of two nearest 2^16 / d, between 64 and 8192, and 16
             times that on CUDA. Part of what makes samples bit-equal.

@@ -375,7 +375,7 @@ def test_papers_updates_of_a_denoiser(sigma: float, mu: float | None) -> None:
 
 def test_resolve() -> None:
     denoiser, score = model("denoiser"), model("score")
-    assert solvers.resolve(None, denoiser) == DPMSolverPP2M(eta=2.0)
+    assert solvers.resolve(None, denoiser) == DPMSolverPP2M(eta=1.0)
     assert solvers.resolve(None, score) == DaleLangevin()
     for name, solver in LOG_SOLVERS.items():
         assert solvers.resolve(name, denoiser) == solver

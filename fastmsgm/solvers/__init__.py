@@ -99,9 +99,8 @@ ALIASES = {
 def resolve(solver: str | Solver | None, model: ScoreModel) -> Solver:
     """A solver from its name or itself.
 
-    None is ``DPMSolverPP2M(eta=2)`` for a GBM denoiser, whose errors its noise repairs, "dpm++2m" for isotropic
-    rotations, "ring-splitting" for the ring's, else the paper's: "dale-langevin" for a GBM score network,
-    "stratonovich-rk4".
+    None is "sde-dpm++2m" for a GBM denoiser, whose errors its noise repairs, "dpm++2m" for isotropic rotations,
+    "ring-splitting" for the ring's, else the paper's: "dale-langevin" for a GBM score network, "stratonovich-rk4".
 
     Raises:
         ValueError: a name that is unknown for the model's process.
@@ -126,6 +125,6 @@ def resolve(solver: str | Solver | None, model: ScoreModel) -> Solver:
 
 def _default(model: ScoreModel) -> Solver:
     if isinstance(model, GBMModel):
-        return DPMSolverPP2M(eta=2.0) if model.prediction == "denoiser" else DaleLangevin()
+        return DPMSolverPP2M(eta=1.0) if model.prediction == "denoiser" else DaleLangevin()
     noise = model.process.noise if isinstance(model, RotationModel) else ""
     return {"isotropic": SphericalMultistep, "ring": RingSplitting}.get(noise, StratonovichRK4)()
