@@ -24,7 +24,8 @@ _MODELS = {"GBM": GBMModel, "Rotation": RotationModel, "VP": VPModel}
 def load(
     name_or_path: str | os.PathLike[str], device: torch.device | str = "cpu", net: nn.Module | None = None
 ) -> ScoreModel:
-    """Load a model from a shipped name ("fashion-gbm") or a folder with ``config.json`` and ``model.safetensors``.
+    """Load a model from a shipped name ("fashion-gbm", "cauchy-rotation", "cauchy-vp") or a folder with ``config.json``
+    and ``model.safetensors``.
 
     Args:
         net: the network, where it is not one of ``fastmsgm.nets``; its weights are loaded into it.

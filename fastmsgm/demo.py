@@ -53,7 +53,7 @@ def _film(model: fastmsgm.ScoreModel, path: Path, rows: int = 4) -> Path:
 
 def _heavy_tails(n: int, device: torch.device | str, path: Path) -> Path:
     """Correlated Cauchy vectors by a rotation and by Gaussian diffusion, beside data that neither has seen."""
-    sets = {"data": simulated.correlated_cauchy(n, 4, seed=1)}
+    sets = {"data": simulated.correlated_cauchy(10 * n, 4, seed=1)}  # more of them, for their tail
     for name, label in (("cauchy-rotation", "rotation"), ("cauchy-vp", "Gaussian diffusion (VP)")):
         model = fastmsgm.load(name, device)
         calls = plan_for(model, None, None).calls

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,14 +68,14 @@ def heavy_tails(sets: dict[str, Tensor], path: str | os.PathLike[str], points: i
     """Write a pair plot of each set of vectors, and the survival functions of all norms on log-log axes.
 
     Args:
-        sets: (n, d) samples by name, the data first. Features are shown as asinh(x / s), s the median of the data's
-            |x|: a linear scale for the bulk, a logarithmic one for the tails.
+        sets: up to three of (n, d) samples by name, the data first. Features are shown as asinh(x / s), s the median of
+            the data's |x|: a linear scale for the bulk, a logarithmic one for the tails.
         points: drawn of each set.
     """
     pyplot = _pyplot()
     data = next(iter(sets.values())).double()
     unit = data.abs().median(0).values
-    reach = float(torch.asinh(data / unit).abs().quantile(0.9999))
+    reach = float(np.quantile(torch.asinh(data / unit).abs().numpy(), 0.9999))
     figure = pyplot.figure(figsize=(11, 11), layout="constrained")
     blocks = figure.subfigures(2, 2).flatten()
     for block, (name, x), color in zip(blocks, sets.items(), _COLORS, strict=False):

@@ -22,6 +22,8 @@ from fastmsgm import rng
 from fastmsgm.gbm import check_multiplicative
 from fastmsgm.rotation import check_directions
 
+LOG_LARGEST = 88.0  # of a norm that is drawn: its exponential is a float32 number
+
 
 @dataclass(frozen=True)
 class LogNormalPrior:
@@ -95,6 +97,17 @@ class RadialPrior:
     bandwidth: float = 0.0
     tail: int = 0
 
+    def __post_init__(self) -> None:
+        logs = self.log_norms
+        if not isinstance(logs, Tensor) or logs.ndim != 1 or len(logs) < 1 or not bool(torch.isfinite(logs).all()):
+            raise ValueError("log_norms must be a tensor of shape (m,), m >= 1, of finite numbers: use RadialPrior.fit")
+        if bool((logs.diff() < 0).any()):
+            raise ValueError("log_norms must be in ascending order: sort them, or use RadialPrior.fit")
+        if not 0 <= self.bandwidth < math.inf:
+            raise ValueError(f"bandwidth must be at least 0 and finite, got {self.bandwidth!r}")
+        if not 0 <= self.tail < max(len(logs), 1):
+            raise ValueError(f"tail must be from 0 to {len(logs) - 1}, fewer than there are norms, got {self.tail!r}")
+
     @classmethod
     def fit(cls, x: Tensor, *, smooth: bool = False, pareto: float = 0.0) -> RadialPrior:
         """The prior of data (n, ...).
@@ -139,4 +152,4 @@ class RadialPrior:
             threshold = float(self.log_norms[-self.tail - 1])
             beyond = threshold - torch.log((m - rank) / self.tail) / self.tail_index
             drawn = torch.where(rank > m - self.tail, beyond, drawn)
-        return torch.exp(drawn).float()
+        return torch.exp(drawn.clamp(max=LOG_LARGEST)).float()

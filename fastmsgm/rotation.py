@@ -26,10 +26,11 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from fastmsgm import heat_kernel, ops, rng
-from fastmsgm.angle_table import angle_table
+from fastmsgm.angle_table import CLOCK_MAX, angle_table
 from fastmsgm.clock import LinearClock
 
 NOISES = ("isotropic", "ring", "dense")
+CLOCK_LIMIT = 700.0  # beyond it e^-B leaves the float64 numbers
 DENSE_BYTES = 2**31  # the largest tensor of generators, float32
 
 
@@ -41,10 +42,10 @@ class Rotation(LinearClock):
         noise: "isotropic", "ring" or "dense".
         seed: of the dense tensor.
         beta_min, beta_max: beta at t = 0 and t = 1. Samplers start from uniform directions, which the data reach at
-            clocks of about log d + 5 (isotropic noise); the default reaches 10.05.
+            clocks of about log d + 5 (isotropic noise) or d^2 / 4 (ring); the default reaches 10.05.
 
     Raises:
-        ValueError: an unknown noise, or a beta that is not positive and finite.
+        ValueError: an unknown noise, a beta that is not positive and finite, or a clock beyond 700 at t = 1.
     """
 
     noise: str = "isotropic"
@@ -54,6 +55,10 @@ class Rotation(LinearClock):
         super().__post_init__()
         if self.noise not in NOISES:
             raise ValueError(f"noise must be one of {', '.join(NOISES)}, got {self.noise!r}")
+        if self.clock_max > CLOCK_LIMIT:
+            raise ValueError(
+                f"the clock at t = 1 must be at most {CLOCK_LIMIT:g}, got {self.clock_max:g}: lower beta_max"
+            )
 
     # ---- the noise, on x (n, d) and per unit of the clock ----
 
@@ -111,14 +116,18 @@ class Rotation(LinearClock):
             TypeError, ValueError: x0 holds zero vectors or non-finite values, or t has another shape or range.
         """
         check_directions("x0", x0)
+        if x0.dtype != torch.float32:
+            raise TypeError(f"x0 must be float32, got {x0.dtype}: convert it with .float()")
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"steps must be an int, at least 1, got {steps!r}")
         if not isinstance(t, Tensor):
             raise TypeError(f"t must be a tensor of shape ({x0.shape[0]},), got {type(t).__name__}")
         wrong = ~((t >= 0) & (t <= 1))
         if t.shape != x0.shape[:1] or bool(wrong.any()):
             got = tuple(t.shape) if t.shape != x0.shape[:1] else float(t[wrong][0])
             raise ValueError(f"t must have shape ({x0.shape[0]},) and values in [0, 1], got {got}")
-        clocks, stream = self.clock(t.cpu().numpy()), rng.stream(seed, start, x0.device)
-        rows = x0.reshape(x0.shape[0], -1)
+        clocks, stream = self.clock(t.detach().double().cpu().numpy()), rng.stream(seed, start, x0.device)
+        rows = x0.reshape(x0.shape[0], -1).contiguous()
         norms = rows.norm(dim=1, keepdim=True)
         return (norms * self.noised(rows / norms, clocks, stream, 0, steps)).view_as(x0)
 
@@ -157,17 +166,21 @@ class Rotation(LinearClock):
         return u_t
 
     def simulate(self, x0: Tensor, clocks: NDArray[np.float64], stream: Tensor, step: int, steps: int) -> Tensor:
-        """Run the noise forwards from x0 (n, d) for a clock each, (n,), in Heun steps (Stratonovich), norms kept.
+        """Run the noise forwards from x0 (n, d) for a clock each, (n,), norms kept, by the classical Runge-Kutta method
+        (Stratonovich). With Heun's the mean decays 3 to 9 % too fast at 64 steps; with this by less than 1 %.
 
         Step k has its normals at the noise address ``step * steps + k``.
         """
         n, d = x0.shape
         width = torch.from_numpy(np.sqrt(clocks / steps)).to(x0.device, x0.dtype)[:, None]
-        norms, x = x0.norm(dim=1, keepdim=True), x0
+        norms, x, xi = x0.norm(dim=1, keepdim=True), x0, torch.empty(n, d, device=x0.device)
         for k in range(steps):
-            w = width * rng.normals(n, d, stream, rng.Kind.TRAINING_NOISE, step * steps + k, x0.dtype)
+            ops.fill_normal_(xi, stream, rng.Kind.TRAINING_NOISE, step * steps + k)
+            w = width * xi
             first = self.turn(x, w)
-            x = x + (first + self.turn(x + first, w)) / 2
+            second = self.turn(x + first / 2, w)
+            third = self.turn(x + second / 2, w)
+            x = x + (first + 2 * (second + third) + self.turn(x + third, w)) / 6
             x = x * (norms / x.norm(dim=1, keepdim=True))
         return x
 
@@ -184,14 +197,19 @@ class Rotation(LinearClock):
         return torch.einsum("ijk,jlk->il", g, g) / 2
 
 
-@functools.lru_cache(maxsize=4)
-def _dense_generators(d: int, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(d, d, d): G^k = [:, :, k], skew, of squared norm d in all, so that tr L = -d/2."""
+def check_dense(d: int) -> None:
+    """Raise where the d^3 numbers of the dense tensor would not fit."""
     if 4 * d**3 > DENSE_BYTES:
         raise ValueError(
             f'noise="dense" keeps d^3 numbers, {4 * d**3 / 2**30:.1f} GiB for d = {d} (at most '
             f'{DENSE_BYTES / 2**30:g} GiB): use "isotropic" or "ring"'
         )
+
+
+@functools.lru_cache(maxsize=4)
+def _dense_generators(d: int, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(d, d, d): G^k = [:, :, k], skew, of squared norm d in all, so that tr L = -d/2."""
+    check_dense(d)
     g, square = torch.empty(d, d, d, dtype=dtype), 0.0
     for i in range(d):  # row by row: the normals' own memory is many times theirs
         g[i] = rng.normals(1, d * d, rng.stream(seed, i), rng.Kind.PRIOR, 2**32 - 1, torch.float64).view(d, d)
@@ -210,8 +228,8 @@ def _turn_in_the_plane(x0: Tensor, clocks: NDArray[np.float64], stream: Tensor, 
     The score is the mean of the angle's images, given the place, over B.
     """
     normal = rng.normals(len(x0), 1, stream.cpu(), rng.Kind.TRAINING_ANGLE, step, torch.float64).numpy()
-    variance = np.maximum(clocks, 1e-300)[:, None]
-    angle = np.sqrt(variance) * normal
+    angle = np.sqrt(clocks)[:, None] * normal
+    variance = np.clip(clocks, 1e-300, CLOCK_MAX)[:, None]  # beyond, the score is that of the last row
     nearest = np.remainder(angle + math.pi, 2 * math.pi) - math.pi
     images = nearest + 2 * math.pi * np.arange(-8, 9)
     weights = np.exp((nearest**2 - images**2) / (2 * variance))

@@ -5,12 +5,14 @@ the standardised log-norm. Of its raw output f only the tangent part counts, n =
 
     score of x = rho(B) n / |x|,    D = alpha u + sigma n    with rho = (d - 1) / sqrt(e^B - 1), the score's own scale,
 
-alpha = e^{-B/2}, sigma = sqrt(1 - e^{-B}) (MATH: kappa (D - alpha u) is the same score), so that f is of unit variance
-at every clock. Norms are never noised: samples take theirs from the prior.
+alpha = e^{-B/2}, sigma = sqrt(1 - e^{-B}) (MATH: kappa (D - alpha u) is the same score), so that for isotropic noise f
+is of unit variance at every clock; ring and dense noise forget slower, and there f grows with the clock. Norms are
+never noised: samples take theirs from the prior.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import asdict
 from typing import Any
@@ -23,10 +25,11 @@ from torch import Tensor, nn
 from fastmsgm import heat_kernel
 from fastmsgm.model import PRECISIONS, ScoreModel
 from fastmsgm.priors import RadialPrior
-from fastmsgm.rotation import Rotation, check_directions
+from fastmsgm.rotation import Rotation, check_dense, check_directions
 
 FORWARD_STEPS = 64  # of a simulated forward process in training
 CLOCK_MIN = 1e-4  # the smallest clock that a network is trained at, below which solvers step to 0
+_log = logging.getLogger("fastmsgm")
 OBJECTIVES = ("dsm", "ssm")
 PROBES = ("rademacher", "gaussian", "sphere")
 
@@ -69,11 +72,22 @@ class RotationModel(ScoreModel):
             raise ValueError(
                 f"the process's largest clock must be above {CLOCK_MIN}, got {process.clock_max:g}: raise beta_max"
             )
+        d = math.prod(shape)
+        if len(shape) < 1 or d < 2:
+            raise ValueError(f"shape must have at least one axis and 2 features, got {tuple(shape)}")
+        if process.noise == "dense":
+            check_dense(d)
+        if process.noise == "ring" and process.clock_max < d * d / 4:
+            _log.warning(
+                "ring noise reaches uniform directions at a clock of about d^2 / 4 = %g, the process ends at %g: "
+                "samples start from another law than the data end in; raise beta_max",
+                d * d / 4, process.clock_max,
+            )  # fmt: skip
         self.process, self._shape, self.objective, self.probes = process, tuple(shape), objective, probes
         self.bandwidth, self.tail = prior.bandwidth, prior.tail
         self.register_buffer("log_norms", prior.log_norms)
-        self._centre = float(prior.log_norms.mean())
-        self._spread = max(float(prior.log_norms.std(correction=0)), 1e-3)
+        self._standardise()
+        self.register_load_state_dict_post_hook(lambda *_: self._standardise())
 
     @classmethod
     def for_data(
@@ -100,6 +114,11 @@ class RotationModel(ScoreModel):
             objective=objective or ("dsm" if process.noise == "isotropic" else "ssm"), probes=probes, offset=offset,
             bounds=bounds, precision=precision,
         )  # fmt: skip
+
+    def _standardise(self) -> None:
+        """The centre and spread of the log-norms, by which the network sees them."""
+        self._centre = float(self.log_norms.mean())
+        self._spread = max(float(self.log_norms.std(correction=0)), 1e-3)
 
     @property
     def prior(self) -> RadialPrior:

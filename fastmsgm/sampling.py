@@ -39,7 +39,7 @@ class Step:
         level: the noise level of the state.
         first: index of the chunk's first sample.
         x: (b, ...) the chunk's state in the units of the process (data + offset): a copy.
-        denoised: (b, ...) exp(D), what the network took the state before for, where the solver keeps it.
+        denoised: (b, ...) the denoised state, what the network took the state before for, where the solver keeps it.
     """
 
     index: int
@@ -79,11 +79,11 @@ def sample(
     Args:
         model: a ScoreModel, the name of a shipped model or the folder of a checkpoint.
         n: how many samples.
-        steps: updates on the time grid; None is the solver's default (18, or the paper's 1000). Network calls per
-            sample are ``steps`` for multistep solvers, 2 steps - 1 for Heun and Strang splitting, L steps (and the
-            Tweedie passes) for the paper's.
-        solver: a name ("dpm++2m", "sde-dpm++2m", "er-sde-2", "heun", "euler", "dale-langevin", "sign-agnostic") or a
-            Solver; None is "sde-dpm++2m" for a denoiser, "dale-langevin" for a score network.
+        steps: updates on the time grid; None is the solver's ``default_steps``. Network calls per sample are ``steps``
+            for multistep solvers, 2 steps - 1 for Heun and Strang splitting, L steps (and the Tweedie passes) for the
+            paper's.
+        solver: a name of ``fastmsgm.solvers`` ("dpm++2m", "sde-dpm++2m", "heun", "dale-langevin", ...) or a Solver;
+            None is the model's own (``fastmsgm.solvers.resolve``).
         seed: 0 .. 2^64 - 1.    start: index of the first sample.
         batch_size: samples per network call; None is the power of two nearest 2^16 / d, between 64 and 8192, and 16
             times that on CUDA. Part of what makes samples bit-equal.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
-from fastmsgm import GBM, LogNormalPrior
+from fastmsgm import GBM, LogNormalPrior, RadialPrior, rng
 from fastmsgm.priors import feature_signs
 
 
@@ -84,3 +85,23 @@ def test_fits_refuse_data_beyond_multiplication(bad: torch.Tensor) -> None:
             fit(bad)
     with pytest.raises(ValueError, match="x0 must"):
         LogNormalPrior.class_average(bad, torch.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"log_norms": torch.tensor([1.0, 0.0])}, "log_norms must be in ascending order"),
+        ({"log_norms": torch.tensor([0.0, math.nan])}, "log_norms must be a tensor of shape"),
+        ({"log_norms": torch.empty(0)}, "log_norms must be a tensor of shape"),
+        ({"bandwidth": -1.0}, "bandwidth must be at least 0"),
+        ({"tail": 3}, "tail must be from 0 to 2"),
+    ],
+)
+def test_radial_prior_refuses(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RadialPrior(**{"log_norms": torch.arange(3.0)} | change)
+
+
+def test_no_norm_of_a_heavy_tail_overflows() -> None:
+    prior = RadialPrior(torch.linspace(0, 60, 100), tail=50)
+    assert torch.isfinite(prior.draw(100_000, rng.stream(0))).all()

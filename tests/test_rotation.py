@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from scipy.stats import beta
 from torch import Tensor
 
-from fastmsgm import RadialPrior, Rotation, heat_kernel, rng, rotation
+from fastmsgm import RadialPrior, Rotation, heat_kernel, ops, rng, rotation
 from fastmsgm.metrics import kolmogorov_smirnov
 from fastmsgm.rotation import NOISES
 
@@ -106,13 +107,18 @@ def test_dense_generators_are_skew_normals_of_their_seed() -> None:
 def test_noise_is_drawn_in_pieces(noise: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step of the path or a row of the tensor at a time, so that memory does not grow with the steps; every piece
     has an address of its own."""
-    drawn, original = [], rng.normals
+    drawn, normals, fill_normal_ = [], rng.normals, ops.fill_normal_
 
-    def normals(n: int, d: int, stream: Tensor, kind: int, step: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    def draw(n: int, d: int, stream: Tensor, kind: int, step: int, dtype: torch.dtype = torch.float32) -> Tensor:
         drawn.append((n * d, kind, step, int(stream[1])))
-        return original(n, d, stream, kind, step, dtype)
+        return normals(n, d, stream, kind, step, dtype)
 
-    monkeypatch.setattr(rng, "normals", normals)
+    def fill(out: Tensor, stream: Tensor, kind: int, step: int) -> None:
+        drawn.append((out.numel(), kind, step, int(stream[1])))
+        fill_normal_(out, stream, kind, step)
+
+    monkeypatch.setattr(rng, "normals", draw)
+    monkeypatch.setattr(ops, "fill_normal_", fill)
     process, steps = Rotation(noise, seed=77), 9
     for step in range(3):
         process.simulate(vectors(4, 5), np.ones(4), rng.stream(0), step, steps)
@@ -223,10 +229,10 @@ def test_directions_are_uniform_in_the_end(noise: str, d: int) -> None:
     assert float(z_scores(pairs, torch.eye(d).double().flatten() / d).abs().max()) < 4.5
 
 
-@pytest.mark.parametrize(("noise", "d"), [("ring", 5), ("dense", 4)])
-@pytest.mark.parametrize("clock", [0.3, 2.0])
+@pytest.mark.parametrize(("noise", "d"), [("ring", 5), ("ring", 16), ("dense", 4)])
+@pytest.mark.parametrize("clock", [0.3, 4.0])
 def test_the_mean_decays_as_the_generators_say(noise: str, d: int, clock: float) -> None:
-    process, n = Rotation(noise), 5000
+    process, n = Rotation(noise), 40_000
     x0 = vectors(1, d)
     g = generators(process, d)
     drift = torch.einsum("ijk,jlk->il", g, g) / 2
@@ -463,3 +469,36 @@ def test_fit_refuses_a_share_of_no_norm() -> None:
 def test_fit_refuses_data_without_norms() -> None:
     with pytest.raises(ValueError, match="x must have no zero vectors, got 3"):
         RadialPrior.fit(torch.zeros(3, 2))
+
+
+# ---- limits ----
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps must be an int, at least 1, got 0"),
+        ({"x0": torch.ones(4, 3, dtype=torch.float64)}, "x0 must be float32"),
+    ],
+)
+def test_perturb_refuses(change: dict[str, Any], message: str) -> None:
+    arguments = {"x0": torch.ones(4, 3), "t": torch.full((4,), 0.5)} | change
+    with pytest.raises((TypeError, ValueError), match=message):
+        Rotation("ring").perturb(**arguments)
+
+
+def test_perturb_takes_strided_data() -> None:
+    x0, t = torch.randn(5, 8).T, torch.full((8,), 0.5, dtype=torch.bfloat16)
+    for noise in ("isotropic", "ring"):
+        assert torch.equal(Rotation(noise).perturb(x0, t), Rotation(noise).perturb(x0.contiguous(), t))
+
+
+def test_a_clock_beyond_float64_is_refused() -> None:
+    with pytest.raises(ValueError, match="clock at t = 1 must be at most 700, got 2000"):
+        Rotation(beta_max=4000.0)
+
+
+def test_the_target_in_the_plane_stays_finite_at_large_clocks() -> None:
+    target, x0 = torch.empty(100, 2), torch.tensor([[1.0, 0.0]]).expand(100, 2).contiguous()
+    Rotation(beta_max=1200.0).one_shot(x0, np.full(100, 600.0), rng.stream(0), 0, target=target)
+    assert float(target.abs().max()) < 2.5

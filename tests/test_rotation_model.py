@@ -427,10 +427,8 @@ def test_fit_refuses_levels() -> None:
 
 
 def test_a_dense_tensor_that_is_too_large() -> None:
-    x = torch.ones(2, 1000)
-    model = RotationModel.for_data(MLP(1000, 8, 1, conditions=2), Rotation("dense"), x)
     with pytest.raises(ValueError, match=r"3\.7 GiB for d = 1000"):
-        losses.loss(model, x, rng.stream(0), 0)
+        RotationModel.for_data(MLP(1000, 8, 1, conditions=2), Rotation("dense"), torch.ones(2, 1000))
 
 
 class Wrong(nn.Module):
@@ -462,3 +460,19 @@ def test_directions_are_the_networks_alone() -> None:
     x = draw(exact_model(TiltedNet(Rotation(), torch.tensor([0.9, 0.0, 0.0])), 3), 4000, steps=8, batch_size=4000)
     cos, logs = unit(x)[:, 0], x.double().norm(dim=1).log()
     assert abs(float(torch.corrcoef(torch.stack((cos, logs)))[0, 1])) < 4.5 / 4000**0.5
+
+
+def test_loaded_norms_set_the_conditions() -> None:
+    torch.manual_seed(0)
+    small, large = torch.randn(50, 3), 100 * torch.randn(50, 3)
+    ours, theirs = (RotationModel.for_data(MLP(3, 8, conditions=2), Rotation(), x) for x in (small, large))
+    ours.load_state_dict(theirs.state_dict())
+    clocks, norms = np.ones(50), large.norm(dim=1)
+    assert torch.equal(ours.condition(clocks, norms), theirs.condition(clocks, norms))
+
+
+def test_a_ring_that_ends_early_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    for d, said in ((4, False), (16, True)):
+        caplog.clear()
+        RotationModel.for_data(MLP(d, 8, conditions=2), Rotation("ring"), torch.randn(20, d))
+        assert ("raise beta_max" in caplog.text) == said

@@ -28,6 +28,7 @@ from fastmsgm.model import ScoreModel
 from fastmsgm.reference import ROTATION_COLUMNS
 from fastmsgm.rotation_model import CLOCK_MIN, RotationModel
 from fastmsgm.solvers.base import Plan, Solver
+from fastmsgm.solvers.gbm import karras_levels
 
 Array = NDArray[np.float64]
 
@@ -119,7 +120,7 @@ class GeodesicEuler(SphericalSolver):
             raise ValueError(f"lambda_ must be in [0, 1] (0 the SDE, 1 the ODE), got {self.lambda_!r}")
 
     def rows(self, model: RotationModel, steps: int) -> RotationPlan:
-        clocks = _karras_clocks(model, steps)
+        clocks = karras_levels(steps, CLOCK_MIN, model.process.clock_max)
         time = -np.diff(clocks) / (model.dimension - 1)
         drift = (1 - self.lambda_ / 2) * time * model.coefficients(clocks[:-1])[:, 2]
         last = np.arange(steps) == steps - 1
@@ -136,7 +137,7 @@ class GeodesicHeun(SphericalSolver):
     """Heun's method along geodesics for the probability flow: 2 steps - 1 network calls."""
 
     def rows(self, model: RotationModel, steps: int) -> RotationPlan:
-        clocks = _karras_clocks(model, steps)
+        clocks = karras_levels(steps, CLOCK_MIN, model.process.clock_max)
         levels, rows, geodesic = [], [], []
         for before, after in itertools.pairwise(clocks):
             at = _denoiser(model, np.array([before]))
@@ -153,12 +154,6 @@ class GeodesicHeun(SphericalSolver):
             levels.append(after)
             geodesic += [True, True]
         return RotationPlan(np.array(levels), np.concatenate(rows), None, tuple(geodesic), multistep=True)
-
-
-def _karras_clocks(model: RotationModel, steps: int, rho: float = 7.0) -> Array:
-    """``steps`` clocks from the largest to ``CLOCK_MIN``, evenly spaced in B^(1/rho), then 0."""
-    root = np.array([model.process.clock_max, CLOCK_MIN]) ** (1 / rho)
-    return np.append((np.linspace(root[0], root[1], steps) if steps > 1 else root[:1]) ** rho, 0.0)
 
 
 def _denoiser(model: RotationModel, clocks: Array) -> dict[str, Array]:
