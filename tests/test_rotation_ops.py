@@ -265,7 +265,7 @@ def test_cpu_rotation_step(d: int, form: int) -> None:
         case.check(cpu.rotation_step, in_place=seed % 2 == 0)
 
 
-@pytest.mark.parametrize("d", [3, 64, 2050])
+@pytest.mark.parametrize("d", [3, 64, 2050, 16384])
 def test_cpu_rotation_step_at_the_ends(d: int) -> None:
     """The last row of a sampler (an infinite length, no noise), a first one, and a geodesic step without noise; rows
     of more than a block."""
@@ -286,7 +286,7 @@ def test_a_row_without_spread_adds_no_noise() -> None:
         assert torch.equal(with_angles, without)
 
 
-@pytest.mark.parametrize("d", [*DIMENSIONS, 2050])
+@pytest.mark.parametrize("d", [*DIMENSIONS, 2050, 16384])
 def test_cpu_rotation_perturb(d: int) -> None:
     outputs = itertools.product((False, True), (None, *DTYPES), (False, True))
     for seed, (u_t, net_in, target) in enumerate(outputs):
