@@ -8,9 +8,10 @@ Outputs start as NaN.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -193,3 +194,38 @@ def _signed_state(n: int, d: int, generator: torch.Generator) -> Tensor:
     log_size = torch.where(torch.rand(n, d, generator=generator) < 0.05, 10 * log_size.clamp(-4, 4), log_size)
     sign = torch.where(torch.rand(n, d, generator=generator) < 0.5, -1.0, 1.0)
     return (sign * log_size.exp()).contiguous()
+
+
+def assert_same_out_of_place(
+    in_place: Callable[..., None], out_of_place: Callable[..., Tensor], inside: dict[str, Any],
+    outside: dict[str, Any], state: str,
+) -> None:  # fmt: skip
+    """Both forms of a step give the same, and out of place leaves the state; two equal sets of arguments."""
+    before = outside[state].clone()
+    in_place(**inside)
+    out = out_of_place(**outside)
+    assert torch.equal(out, inside[state])
+    assert torch.equal(outside[state], before)
+    assert not torch.equal(out, before)
+    for name in ("history", "net_in"):
+        if inside[name] is not None:
+            assert torch.equal(inside[name], outside[name])
+
+
+def assert_bits_of_rows(case: Any, kernel: Callable[..., None], arrays: tuple[str, ...]) -> None:
+    """Bits depend neither on the threads nor on how the rows of ``arrays`` are split over calls."""
+    arrays = tuple(name for name in arrays if getattr(case, name) is not None)
+    n = len(getattr(case, arrays[0]))
+
+    def part(rows: slice) -> dict[str, Tensor]:
+        parts = {name: getattr(case, name)[rows] for name in arrays}
+        return dataclasses.replace(case, stream=case.stream + torch.tensor([0, rows.start]), **parts).run(kernel)
+
+    torch.set_num_threads(1)
+    alone = case.run(kernel)
+    torch.set_num_threads(3)
+    together = case.run(kernel)
+    first, second = part(slice(0, n // 3 + 1)), part(slice(n // 3 + 1, n))
+    for name, expected in alone.items():
+        assert torch.equal(together[name], expected)
+        assert torch.equal(torch.cat((first[name], second[name])), expected)

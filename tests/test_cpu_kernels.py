@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import os
 import threading
@@ -10,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from oracle import PerturbCase, StepCase, perturb_case, step_case
+from oracle import StepCase, assert_bits_of_rows, perturb_case, step_case
 
 from fastmsgm import rng
 from fastmsgm.kernels import cpu
@@ -188,27 +187,13 @@ def test_first_bad_step_is_kept():
 
 @pytest.mark.parametrize("d", [1, 3, 130, 784, 1030])
 def test_bits_do_not_depend_on_threads_or_split(d):
-    n = 80_000 // d
-    cut = n // 3 + 1
-    for case, kernel in (
-        (step_case(n, d, start=11, history=True, net_in=torch.bfloat16), cpu.gbm_step),
-        (step_case(n, d, start=11, stein=True, log_state=False), cpu.gbm_step),
-        (perturb_case(n, d, start=11), cpu.gbm_perturb),
+    n, state = 80_000 // d, ("x", "f", "history")
+    for case, kernel, names in (
+        (step_case(n, d, start=11, history=True, net_in=torch.bfloat16), cpu.gbm_step, state),
+        (step_case(n, d, start=11, stein=True, log_state=False), cpu.gbm_step, state),
+        (perturb_case(n, d, start=11), cpu.gbm_perturb, ("x0", "coefficients")),
     ):
-        torch.set_num_threads(1)
-        alone = case.run(kernel)
-        torch.set_num_threads(3)
-        together = case.run(kernel)
-        first, second = (_rows(case, rows).run(kernel) for rows in (slice(0, cut), slice(cut, n)))
-        for name, expected in alone.items():
-            assert torch.equal(together[name], expected)
-            assert torch.equal(torch.cat((first[name], second[name])), expected)
-
-
-def _rows(case: StepCase | PerturbCase, rows: slice) -> StepCase | PerturbCase:
-    tensors = ("x", "f", "history") if isinstance(case, StepCase) else ("x0", "coefficients")
-    parts = {name: getattr(case, name)[rows] for name in tensors if getattr(case, name) is not None}
-    return dataclasses.replace(case, stream=case.stream + torch.tensor([0, rows.start]), **parts)
+        assert_bits_of_rows(case, kernel, names)
 
 
 def test_callers_at_the_same_time():

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import POISON, assert_close
+from oracle import POISON, assert_bits_of_rows, assert_close, assert_same_out_of_place
 from torch import Tensor
 
 from fastmsgm import ops, reference, rng
@@ -347,22 +347,9 @@ def test_a_row_without_noise_adds_none(backend: Callable[..., None], strang: boo
 @pytest.mark.parametrize("d", [2, 15, 130, 1030])
 def test_bits_do_not_depend_on_threads_or_split(d: int) -> None:
     n = 80_000 // d
-    cut = n // 3 + 1
     for restart, strang in FLAGS:
         case = ring_case(n, d, start=11, restart=restart, strang=strang, net_in=torch.bfloat16)
-        torch.set_num_threads(1)
-        alone = case.run(cpu.ring_step)
-        torch.set_num_threads(3)
-        together = case.run(cpu.ring_step)
-        first, second = (_rows(case, rows).run(cpu.ring_step) for rows in (slice(0, cut), slice(cut, n)))
-        for name, expected in alone.items():
-            assert torch.equal(together[name], expected)
-            assert torch.equal(torch.cat((first[name], second[name])), expected)
-
-
-def _rows(case: RingCase, rows: slice) -> RingCase:
-    parts = {name: getattr(case, name)[rows] for name in ("x", "f", "history")}
-    return dataclasses.replace(case, stream=case.stream + torch.tensor([0, rows.start]), **parts)
+        assert_bits_of_rows(case, cpu.ring_step, ("x", "f", "history"))
 
 
 # ---- lost samples ----
@@ -438,15 +425,7 @@ def test_opcheck() -> None:
 def test_in_place_equals_out_of_place(changes: dict[str, Any]) -> None:
     inside, outside = arguments((50, 7, 10), **changes), arguments((50, 7, 10), **changes)
     outside["f"] = torch.stack((outside["f"], outside["f"]), -1)[..., 0]  # any strides
-    before = outside["x"].clone()
-    ops.ring_step_(**inside)
-    out = ops.ring_step(**outside)
-    assert torch.equal(out, inside["x"])
-    assert torch.equal(outside["x"], before)
-    assert not torch.equal(out, before)
-    for name in ("history", "net_in"):
-        if inside[name] is not None:
-            assert torch.equal(inside[name], outside[name])
+    assert_same_out_of_place(ops.ring_step_, ops.ring_step, inside, outside, "x")
 
 
 def test_the_named_reference_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from oracle_rotation import PerturbCase, StepCase, angle_law, perturb_case, step_case
+from oracle import assert_bits_of_rows, assert_same_out_of_place
+from oracle_rotation import angle_law, perturb_case, step_case
 from torch import Tensor
 
 from fastmsgm import ops, reference, rng
@@ -296,28 +297,14 @@ def test_cpu_rotation_perturb(d: int) -> None:
 
 @pytest.mark.parametrize("d", [2, 16, 130, 1030])
 def test_bits_do_not_depend_on_threads_or_split(d: int) -> None:
-    n = 80_000 // d
-    cut = n // 3 + 1
+    n, state = 80_000 // d, ("u", "f", "history")
     cases = [
-        (step_case(n, d, start=11, history=True, angles=True, net_in=torch.bfloat16), cpu.rotation_step),
-        (step_case(n, d, start=11, history=True, geodesic=True, f_dtype=torch.float16), cpu.rotation_step),
-        (perturb_case(n, d, start=11), cpu.rotation_perturb),
+        (step_case(n, d, start=11, history=True, angles=True, net_in=torch.bfloat16), cpu.rotation_step, state),
+        (step_case(n, d, start=11, history=True, geodesic=True, f_dtype=torch.float16), cpu.rotation_step, state),
+        (perturb_case(n, d, start=11), cpu.rotation_perturb, ("u0", "coefficients")),
     ]
-    for case, kernel in cases:
-        torch.set_num_threads(1)
-        alone = case.run(kernel)
-        torch.set_num_threads(3)
-        together = case.run(kernel)
-        first, second = (_rows(case, rows).run(kernel) for rows in (slice(0, cut), slice(cut, n)))
-        for name, expected in alone.items():
-            assert torch.equal(together[name], expected)
-            assert torch.equal(torch.cat((first[name], second[name])), expected)
-
-
-def _rows(case: StepCase | PerturbCase, rows: slice) -> StepCase | PerturbCase:
-    tensors = ("u", "f", "history") if isinstance(case, StepCase) else ("u0", "coefficients")
-    parts = {name: getattr(case, name)[rows] for name in tensors if getattr(case, name) is not None}
-    return dataclasses.replace(case, stream=case.stream + torch.tensor([0, rows.start]), **parts)
+    for case, kernel, arrays in cases:
+        assert_bits_of_rows(case, kernel, arrays)
 
 
 # ---- lost samples ----
@@ -457,15 +444,7 @@ def test_compile_fullgraph_equals_eager() -> None:
 def test_in_place_equals_out_of_place(changes: dict[str, Any]) -> None:
     inside, outside = step_arguments((50, 70), **changes), step_arguments((50, 70), **changes)
     inside, outside = copy(inside), copy(outside)
-    before = outside["u"].clone()
-    ops.rotation_step_(**inside)
-    out = ops.rotation_step(**outside)
-    assert torch.equal(out, inside["u"])
-    assert torch.equal(outside["u"], before)
-    assert not torch.equal(out, before)
-    for name in ("history", "net_in"):
-        if inside[name] is not None:
-            assert torch.equal(inside[name], outside[name])
+    assert_same_out_of_place(ops.rotation_step_, ops.rotation_step, inside, outside, "u")
 
 
 @pytest.mark.parametrize("shape", [(4, 12), (4, 3, 4), (1, 2, 2, 3, 1)])
