@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+TIME_MIN = 1e-3  # the papers' truncation of t: score networks are trained at, and asked about, no earlier time
+
 
 @dataclass(frozen=True, kw_only=True)
 class LinearClock:

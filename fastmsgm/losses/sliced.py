@@ -14,9 +14,8 @@ from torch import Tensor
 
 from fastmsgm import rng
 from fastmsgm.additive import VPModel
+from fastmsgm.clock import TIME_MIN
 from fastmsgm.rotation_model import RotationModel
-
-TIME_MIN = 1e-3  # the paper's truncation of t
 
 
 def sliced(model: RotationModel | VPModel, x0: Tensor, stream: Tensor, step: int, probes: str = "rademacher") -> Tensor:

@@ -18,11 +18,10 @@ from typing import ClassVar
 import numpy as np
 
 from fastmsgm.additive import VPModel
+from fastmsgm.clock import TIME_MIN
 from fastmsgm.model import ScoreModel
 from fastmsgm.rotation_model import RotationModel
 from fastmsgm.solvers.base import Plan, Solver
-
-TIME_MIN = 1e-3  # networks are asked about no earlier time
 
 
 @dataclass(frozen=True)
