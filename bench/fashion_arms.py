@@ -44,7 +44,7 @@ START_MEAN, START_STD = 0.277126, 0.842829
 def build(arm: str, images: Tensor) -> fastmsgm.GBMModel:
     """The untrained model of the paper ("paper") or of this project ("ours"); the same network and initial weights."""
     torch.manual_seed(0)
-    net = UNet(channels=1, width=32, deep=64, blocks=1)
+    net = UNet(channels=1, width=32, deep=64, blocks=1, deep_blocks=2)
     process, prediction = (fastmsgm.GBM(0.8), "score") if arm == "paper" else (fastmsgm.GBM(10.0), "denoiser")
     model = fastmsgm.GBMModel.for_data(
         net, process, images, prediction=prediction, offset=1.0, bounds=(0.0, 1.0), precision="bf16"

@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--solver", help=f"{', '.join(names)}; default: the model's own")
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--start", type=int, default=0, help="index of the first sample")
+    sample.add_argument("--label", type=int, help="the class of all samples; default: every class in turn")
     sample.add_argument("--batch-size", type=int)
     sample.add_argument("--device", default=_default_device())
     sample.add_argument("--out", required=True, help="a .npy file, written chunk by chunk")
@@ -141,7 +142,7 @@ def _rotation_model(
 def _net(x: Tensor, width: int, conditions: int) -> nn.Module:
     """A U-Net for images, a perceptron for vectors."""
     if x.ndim == 4:
-        return nets.UNet(x.shape[1], width, 2 * width, blocks=1, conditions=conditions)
+        return nets.UNet(x.shape[1], width, 2 * width, blocks=1, deep_blocks=2, conditions=conditions)
     return nets.MLP(x.shape[1], width, conditions=conditions)
 
 
@@ -156,7 +157,7 @@ def _sample(args: argparse.Namespace) -> None:
         pictures.check(model.shape)
     samples = fastmsgm.sample(
         model, args.n, steps=args.steps, solver=args.solver, seed=args.seed, start=args.start,
-        batch_size=args.batch_size, out=args.out, progress=not args.no_progress,
+        label=args.label, batch_size=args.batch_size, out=args.out, progress=not args.no_progress,
     )  # fmt: skip
     if args.grid:
         pictures.grid(samples[:100], args.grid, columns=10)

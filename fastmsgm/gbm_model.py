@@ -6,7 +6,8 @@ The network's raw output f predicts one of three things, all of them the score o
     "hyvarinen"   q = x * grad_x log p_t(x) = f(x, t)
     "score"       grad_x log p_t(x) = f(x, t), the Stein score; q = x f          with D = y - shift + s^2 (q + 1).
 
-A denoiser works on the state x / scale, with scale the geometric mean of every feature; the other two see x itself.
+A denoiser works on the state x / scale, with scale the geometric mean of every channel of images, else of every
+feature; the other two see x itself. With ``classes`` the network is told each sample's class, beside the noise level.
 """
 
 from __future__ import annotations
@@ -32,19 +33,21 @@ class GBMModel(ScoreModel):
     """A score network of geometric Brownian motion. ``GBMModel.for_data`` builds one from a data set.
 
     Args:
-        net: module f(x, c) -> like x, with c of shape (n,).
+        net: module f(x, c) -> like x, with c of shape (n,), or (n, 2) with ``classes``: the second is the class.
         process: the forward process.
         prior: the latent law.
         prediction: what f predicts, "denoiser", "hyvarinen" or "score".
-        scale: (1, ...) the geometric mean of every feature with its sign; ones unless a denoiser.
+        scale: (1, ...) geometric means of the data with their signs; ones unless a denoiser.
         log_std: standard deviation of log(x / scale) over the data; the denoiser's preconditioning.
+        classes: of labelled data, 0 for none. Where no class is asked for, sample i is of class i mod ``classes``.
         offset: what was added to the data before the process saw them (1.0 for images in [0, 1]); samples have it
         removed. bounds: the data's own range, to which samples are clamped, or None. precision: "fp32", "bf16" or
         "fp16": what the network computes in. The state is always float32.
 
     Raises:
-        ValueError: an unknown prediction or precision, a sigma that overflows float32, or, with a denoiser, a drift, a
-            sigma below the smallest noise level, or a log_std that is not positive (data that do not vary).
+        ValueError: an unknown prediction or precision, a prior without a centre for each class, a sigma that overflows
+            float32, or, with a denoiser, a drift, a sigma below the smallest noise level, or a log_std that is not
+            positive (data that do not vary).
     """
 
     scale: Tensor
@@ -52,7 +55,7 @@ class GBMModel(ScoreModel):
 
     def __init__(
         self, net: nn.Module, process: GBM, prior: LogNormalPrior, *, prediction: str, scale: Tensor, log_std: float,
-        offset: float = 0.0, bounds: tuple[float, float] | None = None, precision: str = "fp32",
+        classes: int = 0, offset: float = 0.0, bounds: tuple[float, float] | None = None, precision: str = "fp32",
     ) -> None:  # fmt: skip
         super().__init__(net, offset, bounds, precision)
         if prediction not in PREDICTIONS:
@@ -65,21 +68,27 @@ class GBMModel(ScoreModel):
             raise ValueError(
                 f"sigma sqrt(T) must be above {S_MIN} for a denoiser, got {process.sigma_max:g}: raise sigma"
             )
+        if classes and len(prior.centres) not in (1, classes):
+            raise ValueError(
+                f"classes must match the prior, which has {len(prior.centres)} centres; got {classes}: give labels "
+                "that hold every class"
+            )
         process.check_range(max(prior.variance, log_std**2))
         self.process, self.prediction = process, prediction
-        self.log_std, self.variance = log_std, prior.variance
+        self.log_std, self.variance, self.classes = log_std, prior.variance, classes
         self.register_buffer("scale", scale)
         self.register_buffer("centres", prior.centres)
 
     @classmethod
     def for_data(
         cls, net: nn.Module, process: GBM, data: Tensor, *, prediction: str = "denoiser", labels: Tensor | None = None,
-        offset: float = 0.0, bounds: tuple[float, float] | None = None, precision: str = "fp32",
+        classes: int = 0, offset: float = 0.0, bounds: tuple[float, float] | None = None, precision: str = "fp32",
     ) -> GBMModel:  # fmt: skip
         """A model whose prior and scale are fitted to ``data`` (n, ...), given in the data's own range.
 
-        A denoiser gets the log-mean of every feature; the other two the paper's prior, one log-mean per channel. With
-        ``labels`` (n,) the prior of either is the paper's class-average start, every class equally often.
+        A denoiser's prior has the log-mean of every feature; that of the other two is the paper's, one log-mean per
+        channel. With ``labels`` (n,) the prior of either is the paper's class-average start, every class equally often.
+        ``classes``: the network is told the class (built with as many, ``UNet(classes=...)``); ``fit`` needs labels.
 
         Raises:
             TypeError, ValueError: data that multiplication cannot reach (integers, zeros after the offset, NaN,
@@ -91,7 +100,7 @@ class GBMModel(ScoreModel):
         check_multiplicative("data", x0)
         if prediction == "denoiser":
             prior = LogNormalPrior.per_feature(x0)
-            scale = prior.centres
+            scale = LogNormalPrior.per_channel(x0).centres if x0.ndim == 4 else prior.centres
         else:
             prior = LogNormalPrior.per_channel(x0)
             scale = torch.ones_like(feature_signs(x0))
@@ -99,8 +108,8 @@ class GBMModel(ScoreModel):
             prior = LogNormalPrior.class_average(x0, labels)
         log_std = float(torch.log((x0 / scale).abs()).double().std())
         return cls(
-            net, process, prior, prediction=prediction, scale=scale, log_std=log_std, offset=offset, bounds=bounds,
-            precision=precision,
+            net, process, prior, prediction=prediction, scale=scale, log_std=log_std, classes=classes, offset=offset,
+            bounds=bounds, precision=precision,
         )  # fmt: skip
 
     @property
@@ -154,8 +163,8 @@ class GBMModel(ScoreModel):
     def config(self) -> dict[str, Any]:
         return {
             "process": {"name": "GBM", **asdict(self.process)}, "prior": {"variance": self.variance},
-            "prediction": self.prediction, "log_std": self.log_std, "offset": self.offset, "bounds": self.bounds,
-            "shape": self.shape,
+            "prediction": self.prediction, "log_std": self.log_std, "classes": self.classes,
+            "offset": self.offset, "bounds": self.bounds, "shape": self.shape,
         }  # fmt: skip
 
     @classmethod
@@ -165,5 +174,6 @@ class GBMModel(ScoreModel):
         prior = LogNormalPrior(weights["centres"], config["prior"]["variance"])
         return cls(
             net, process, prior, prediction=config["prediction"], scale=weights["scale"], log_std=config["log_std"],
-            offset=config["offset"], bounds=config["bounds"] and tuple(config["bounds"]), precision=config["precision"],
+            classes=config["classes"], offset=config["offset"], bounds=config["bounds"] and tuple(config["bounds"]),
+            precision=config["precision"],
         )  # fmt: skip

@@ -38,6 +38,7 @@ class ScoreModel(nn.Module, ABC):
     """
 
     net: Any  # any module: its own attributes are its user's business
+    classes: int = 0  # of labelled data, where the network is told each sample's
 
     def __init__(self, net: nn.Module, offset: float, bounds: tuple[float, float] | None, precision: str) -> None:
         super().__init__()

@@ -14,23 +14,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class FourierEmbedding(nn.Module):
-    """c -> (cos 2 pi w c, sin 2 pi w c) with geometric frequencies w from 1/8 to 16 -> a two-layer perceptron.
+class FourierFeatures(nn.Module):
+    """c -> (cos 2 pi w c, sin 2 pi w c) with geometric frequencies w from 1/8 to ``highest``, (n, features).
 
-    Where there are several ``conditions``, c (n, conditions), the first is embedded so and the others are taken as they
+    Where there are several ``conditions``, c (n, conditions), the first becomes waves and the others are taken as they
     are: standardised numbers, whose extremes should be close to their neighbours.
     """
 
     frequencies: Tensor
 
-    def __init__(self, width: int, conditions: int = 1, count: int = 32) -> None:
+    def __init__(self, conditions: int, count: int, highest: float) -> None:
         super().__init__()
-        self.conditions = conditions
-        frequencies = 2 * math.pi * torch.logspace(-3, 4, count, base=2.0)
+        self.conditions, self.features = conditions, 2 * count + conditions - 1
+        frequencies = 2 * math.pi * torch.logspace(-3, math.log2(highest), count, base=2.0)
         self.register_buffer("frequencies", frequencies, persistent=False)
-        self.mlp = nn.Sequential(
-            nn.Linear(2 * count + conditions - 1, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
-        )
 
     def forward(self, c: Tensor) -> Tensor:
         c = c.reshape(c.shape[0], -1)
@@ -40,26 +37,29 @@ class FourierEmbedding(nn.Module):
                 f"conditions={c.shape[1]} (1 for GBM, 2 for rotations)"
             )
         angle = c[:, :1] * self.frequencies
-        return self.mlp(torch.cat((angle.cos(), angle.sin(), c[:, 1:]), dim=1))
+        return torch.cat((angle.cos(), angle.sin(), c[:, 1:]), dim=1)
 
 
 class MLP(nn.Module):
-    """Vectors (n, dim) -> (n, dim): ``depth`` hidden layers of ``width`` with SiLU, conditioned at each by addition."""
+    """Vectors (n, dim) -> (n, dim): ``depth`` hidden layers of ``width`` with SiLU; the conditions are inputs too.
+
+    With 3 layers of 128 it is the network of MSGM's experiments on vectors, but for waves of the noise level.
+    """
 
     def __init__(self, dim: int, width: int = 128, depth: int = 3, conditions: int = 1) -> None:
         super().__init__()
         self.config = {"dim": dim, "width": width, "depth": depth, "conditions": conditions}
-        self.embedding = FourierEmbedding(width, conditions)
-        self.layers = nn.ModuleList(nn.Linear(dim if i == 0 else width, width) for i in range(depth))
-        self.conditions = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.features = FourierFeatures(conditions, count=16, highest=2.0)
+        inputs = [dim + self.features.features, *[width] * (depth - 1)]
+        self.layers = nn.ModuleList(nn.Linear(size, width) for size in inputs)
         self.out = nn.Linear(width, dim)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        if x.ndim != 2:  # more axes would broadcast against the conditions of other samples
+        if x.ndim != 2:  # more axes would not fit beside the conditions
             raise ValueError(f"MLP needs vectors (n, dim), got {tuple(x.shape)}: flatten the data, or use a UNet")
-        embedded = self.embedding(c)
-        for layer, condition in zip(self.layers, self.conditions, strict=True):
-            x = F.silu(layer(x) + condition(embedded))
+        x = torch.cat((x, self.features(c).to(x.dtype)), dim=1)
+        for layer in self.layers:
+            x = F.silu(layer(x))
         return self.out(x)
 
 
@@ -111,24 +111,36 @@ class UNet(nn.Module):
     Args:
         channels: of the image.
         width, deep: channels of the fine and of the coarse level, multiples of 8.
+        blocks: residual blocks at the fine level on the way down; one more on the way up.
+        deep_blocks: residual blocks at the coarse level, with attention between them.
         conditions: numbers that condition every sample, 1 for GBM, 2 for rotations.
-        blocks: residual blocks at the fine level on the way down; one more at the coarse level and on the way up.
+        classes: of labelled data, 0 for none; a sample's class is one more condition, the last.
     """
 
     def __init__(
-        self, channels: int = 1, width: int = 48, deep: int = 128, blocks: int = 2, conditions: int = 1
-    ) -> None:
+        self, channels: int = 1, width: int = 48, deep: int = 128, blocks: int = 2, deep_blocks: int = 3,
+        conditions: int = 1, classes: int = 0,
+    ) -> None:  # fmt: skip
         super().__init__()
         if width % 8 or deep % 8:
             raise ValueError(f"width and deep must be multiples of 8, got {width} and {deep}")
-        self.config = {"channels": channels, "width": width, "deep": deep, "blocks": blocks, "conditions": conditions}
+        self.config = {
+            "channels": channels, "width": width, "deep": deep, "blocks": blocks, "deep_blocks": deep_blocks,
+            "conditions": conditions, "classes": classes,
+        }  # fmt: skip
         condition = 2 * deep
-        self.embedding = FourierEmbedding(condition, conditions)
+        self.features = FourierFeatures(conditions, count=32, highest=16.0)
+        self.embedding = nn.Sequential(
+            nn.Linear(self.features.features, condition), nn.SiLU(), nn.Linear(condition, condition), nn.SiLU()
+        )
+        self.label = nn.Embedding(classes, condition) if classes else None
+        if self.label is not None:
+            nn.init.zeros_(self.label.weight)
         self.stem = nn.Conv2d(4 * channels, width, 3, padding=1)
         self.down = nn.ModuleList(Residual(width, width, condition) for _ in range(blocks))
         self.shrink = nn.Conv2d(width, deep, 3, stride=2, padding=1)
-        self.middle = nn.ModuleList(Residual(deep, deep, condition) for _ in range(blocks + 1))
-        self.attention = nn.ModuleList(Attention(deep) for _ in range(blocks))
+        self.middle = nn.ModuleList(Residual(deep, deep, condition) for _ in range(deep_blocks))
+        self.attention = nn.ModuleList(Attention(deep) for _ in range(deep_blocks - 1))
         self.grow = nn.Conv2d(deep, 4 * width, 1)
         self.up = nn.ModuleList(Residual(2 * width, width, condition) for _ in range(blocks + 1))
         self.norm = nn.GroupNorm(8, width)
@@ -140,7 +152,7 @@ class UNet(nn.Module):
             raise ValueError(
                 f"UNet needs a height and width that are multiples of 4, got {tuple(x.shape)}: pad the images"
             )
-        embedded = self.embedding(c)
+        embedded = self._embedded(c)
         h = self.stem(F.pixel_unshuffle(x, 2))
         skips = [h]
         for block in self.down:
@@ -155,3 +167,8 @@ class UNet(nn.Module):
         for block in self.up:
             h = block(torch.cat((h, skips.pop()), dim=1), embedded)
         return F.pixel_shuffle(self.out(F.silu(self.norm(h))), 2)
+
+    def _embedded(self, c: Tensor) -> Tensor:
+        if self.label is None:
+            return self.embedding(self.features(c))
+        return self.embedding(self.features(c[:, :-1])) + self.label(c[:, -1].long())

@@ -84,11 +84,12 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
     c0, c1, c2, c3 = counter
     pair = (2, *[1] * c0.ndim)
     factors, bumps = _constants(c0.device)
-    keys = (torch.stack(key) + bumps) & _MASK  # of every round
+    factors, keys = factors.view(pair), (torch.stack(key) + bumps).view(-1, *pair)  # of every round
     even, odd = torch.stack((c0, c2)), torch.stack((c1, c3))
-    for k in keys:
-        product = even.flip(0) * factors.view(pair)  # wraps mod 2^64: the bits are right
-        even, odd = ((product >> 32) & _MASK) ^ odd ^ k.view(pair), product & _MASK
+    for k in keys:  # what lies above 32 bits in odd and in the keys is dropped with even's
+        product = even.flip(0) * factors  # wraps mod 2^64: the bits are right
+        even, odd = ((product >> 32) ^ odd ^ k) & _MASK, product
+    odd = odd & _MASK
     return even[0], odd[0], even[1], odd[1]
 
 

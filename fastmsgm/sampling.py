@@ -70,9 +70,10 @@ class NonFiniteError(RuntimeError):
 
 def sample(
     model: ScoreModel | str | os.PathLike[str], n: int = 50_000, *, steps: int | None = None,
-    solver: str | Solver | None = None, seed: int = 0, start: int = 0, batch_size: int | None = None,
-    device: torch.device | str | None = None, out: Tensor | np.ndarray | str | os.PathLike[str] | None = None,
-    progress: bool = True, callback: Callable[[Step], None] | None = None,
+    solver: str | Solver | None = None, seed: int = 0, start: int = 0, label: int | None = None,
+    batch_size: int | None = None, device: torch.device | str | None = None,
+    out: Tensor | np.ndarray | str | os.PathLike[str] | None = None, progress: bool = True,
+    callback: Callable[[Step], None] | None = None,
 ) -> Tensor:  # fmt: skip
     """Draw samples ``start`` .. ``start + n - 1`` of the stream ``seed``.
 
@@ -85,6 +86,7 @@ def sample(
         solver: a name of ``fastmsgm.solvers`` ("dpm++2m", "sde-dpm++2m", "heun", "dale-langevin", ...) or a Solver;
             None is the model's own (``fastmsgm.solvers.resolve``).
         seed: 0 .. 2^64 - 1.    start: index of the first sample.
+        label: the class of all samples, for a model with classes; None: sample i is of class i mod classes.
         batch_size: samples per network call; None is the power of two nearest 2^16 / d, between 64 and 8192, and 16
             times that on CUDA. Part of what makes samples bit-equal.
         device: where to run; None is where the model is. A model given elsewhere is moved.
@@ -105,7 +107,7 @@ def sample(
     plan = plan_for(model, solver, steps)
     size = _batch_size(model, batch_size)
     chunks = sample_iter(
-        model, n, steps=steps, solver=solver, seed=seed, start=start, batch_size=size, progress=progress,
+        model, n, steps=steps, solver=solver, seed=seed, start=start, label=label, batch_size=size, progress=progress,
         callback=callback,
     )  # fmt: skip
     result = _output(out, (n, *model.shape), model.device)
@@ -122,9 +124,10 @@ def sample(
     _log.info("%d samples, %d calls each, %.1f samples/s; backend %s on %s", n, plan.calls, rate, backend, model.device)
     if isinstance(out, (str, os.PathLike)):
         manifest = {
-            "n": n, "start": start, "seed": seed, "stream": rng.STREAM_VERSION, "solver": repr(resolve(solver, model)),
-            "calls": plan.calls, "batch_size": size, "threads": torch.get_num_threads(), "torch": torch.__version__,
-            "precision": model.precision, "backend": backend,
+            "n": n, "start": start, "seed": seed, "label": label, "stream": rng.STREAM_VERSION,
+            "solver": repr(resolve(solver, model)), "calls": plan.calls, "batch_size": size,
+            "threads": torch.get_num_threads(), "torch": torch.__version__, "precision": model.precision,
+            "backend": backend,
         }  # fmt: skip
         Path(f"{os.fspath(out)}.json").write_text(json.dumps(manifest, indent=2) + "\n")
     return result
@@ -132,8 +135,9 @@ def sample(
 
 def sample_iter(
     model: ScoreModel | str | os.PathLike[str], n: int = 50_000, *, steps: int | None = None,
-    solver: str | Solver | None = None, seed: int = 0, start: int = 0, batch_size: int | None = None,
-    device: torch.device | str | None = None, progress: bool = True, callback: Callable[[Step], None] | None = None,
+    solver: str | Solver | None = None, seed: int = 0, start: int = 0, label: int | None = None,
+    batch_size: int | None = None, device: torch.device | str | None = None, progress: bool = True,
+    callback: Callable[[Step], None] | None = None,
 ) -> Iterator[Tensor]:  # fmt: skip
     """Like ``sample``, but yield the samples chunk by chunk, (<= batch_size, ...) each, in order."""
     model = _resolve_model(model, device)
@@ -144,7 +148,8 @@ def sample_iter(
     rng.stream(seed, start)  # raises before any work is done
     if start + n > rng.MAX_SAMPLES:
         raise ValueError(f"start + n must be at most 2^56, got start={start} and n={n}: the stream ends there")
-    return _chunks(model, plan, n, seed, start, size, progress, callback)
+    _check_label(model, label)
+    return _chunks(model, plan, n, seed, start, label, size, progress, callback)
 
 
 def plan_for(model: ScoreModel, solver: str | Solver | None, steps: int | None) -> Plan:
@@ -156,14 +161,14 @@ def plan_for(model: ScoreModel, solver: str | Solver | None, steps: int | None) 
 
 
 def _chunks(
-    model: ScoreModel, plan: Plan, n: int, seed: int, start: int, size: int, progress: bool,
+    model: ScoreModel, plan: Plan, n: int, seed: int, start: int, label: int | None, size: int, progress: bool,
     callback: Callable[[Step], None] | None,
 ) -> Iterator[Tensor]:  # fmt: skip
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     bar = tqdm(total=n, disable=not progress, desc=f"sampling, {plan.calls} calls", unit="sample")
     try:
-        walk = walk_of(model, plan, size)
+        walk = walk_of(model, plan, size, label)
         for first in range(start - start % size, start + n, size):
             rows = slice(max(start - first, 0), min(start + n - first, size))
             with torch.no_grad():
@@ -236,6 +241,15 @@ def _output(
     if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
         raise ValueError(f"out must be float32 of shape {shape}, got {tensor.dtype} {tuple(tensor.shape)}")
     return tensor
+
+
+def _check_label(model: ScoreModel, label: int | None) -> None:
+    if label is None:
+        return
+    _check_int("label", label, 0)
+    if label >= model.classes:
+        allowed = f"a class, 0 to {model.classes - 1}" if model.classes else "None for a model without classes"
+        raise ValueError(f"label must be {allowed}, got {label}")
 
 
 def _check_int(name: str, value: int, least: int) -> None:

@@ -37,9 +37,10 @@ FLUSH_EVERY = 50  # steps between two looks at the loss, each of which waits for
 
 
 def fit(
-    model: Model, data: Tensor, *, steps: int, batch_size: int = 128, lr: float = 1e-3, ema: float = 0.999,
-    precision: str | None = None, out: str | os.PathLike[str] | None = None, seed: int = 0, warmup: int = 500,
-    clip: float = 1.0, levels: tuple[float, float] | None = None, tensorboard: bool = False, progress: bool = True,
+    model: Model, data: Tensor, labels: Tensor | None = None, *, steps: int, batch_size: int = 128, lr: float = 1e-3,
+    ema: float = 0.999, precision: str | None = None, out: str | os.PathLike[str] | None = None, seed: int = 0,
+    warmup: int = 500, clip: float = 1.0, levels: tuple[float, float] | None = None, tensorboard: bool = False,
+    progress: bool = True,
 ) -> Model:  # fmt: skip
     """Train ``model`` on ``data`` and return it, in place, with the exponential moving average of its weights.
 
@@ -50,6 +51,7 @@ def fit(
     Args:
         model: from ``GBMModel.for_data``, trained on its own device.
         data: (N, ...) float32 in the data's own range.
+        labels: (N,) integers, the classes of the data, from 0; for a model with classes, and no other.
         steps: optimizer steps in all.    batch_size: samples per step.    lr: peak learning rate.
         ema: decay of the weight average per step, in [0, 1).
         precision: "fp32" or "bf16" for the network; None keeps the model's. (fp16 gradients would underflow.)
@@ -87,6 +89,7 @@ def fit(
         raise ValueError(
             f"data must be float32 of shape ({expected}), got {data.dtype} {tuple(data.shape)}: convert with .float()"
         )
+    labels = _check_labels(model, labels, len(data))
     states = model.to_state(data.to(model.device))
     model.check_states(states)
     noise = rng.stream(seed)
@@ -115,8 +118,9 @@ def fit(
     with _stop_requests() as stop, bar, _tensorboard(run) if tensorboard else nullcontext() as writer:
         while run.step < steps:
             run.optimizer.param_groups[0]["lr"] = lr * _schedule(run.step, steps, warmup)
-            batch = states[order.batch(run.step, batch_size).to(model.device)]
-            loss = losses.loss(model, batch, noise, run.step, levels)
+            rows = order.batch(run.step, batch_size).to(model.device)
+            classes = None if labels is None else labels[rows]
+            loss = losses.loss(model, states[rows], noise, run.step, levels, classes)
             run.optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, clip)
@@ -272,6 +276,23 @@ def _tensorboard(run: _Run) -> Any:
     except ImportError as error:
         raise ImportError('tensorboard=True needs its package: pip install "fastmsgm[tensorboard]"') from error
     return SummaryWriter(str(run.out), purge_step=run.step)
+
+
+def _check_labels(model: ScoreModel, labels: Tensor | None, n: int) -> Tensor | None:
+    if (labels is None) != (model.classes == 0):
+        raise ValueError(
+            f"labels must be given for a model with classes and for no other: the model has {model.classes}, got "
+            f"labels={'None' if labels is None else 'a tensor'}"
+        )
+    if labels is None:
+        return None
+    if labels.shape != (n,) or labels.is_floating_point():
+        raise ValueError(f"labels must be integers of shape ({n},), got {labels.dtype} {tuple(labels.shape)}")
+    if not 0 <= int(labels.min()) <= int(labels.max()) < model.classes:
+        raise ValueError(
+            f"labels must be from 0 to {model.classes - 1}, got {int(labels.min())} to {int(labels.max())}"
+        )
+    return labels.to(model.device)
 
 
 def _check(name: str, value: object, good: bool, allowed: str) -> None:

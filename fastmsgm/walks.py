@@ -50,12 +50,14 @@ class Walk(ABC):
 class GBMWalk(Walk):
     """Geometric Brownian motion: the state x / scale."""
 
-    def __init__(self, model: GBMModel, plan: GBMPlan, size: int) -> None:
+    def __init__(self, model: GBMModel, plan: GBMPlan, size: int, label: int | None) -> None:
         device, shape = model.device, (size, *model.shape)
+        self.label = label
         self.model, self.plan, self.size, self.scale = model, plan, size, model.scale
         self.table = torch.from_numpy(plan.table).to(device, torch.float32)
-        conditions = torch.from_numpy(model.condition(plan.levels)).to(device, torch.float32)
-        self.conditions = conditions[:, None].expand(-1, size).unbind(0)
+        levels = torch.from_numpy(model.condition(plan.levels)).to(device, torch.float32)
+        self.levels = levels[:, None].expand(-1, size).unbind(0)
+        self.conditions = self.levels
         first = float(plan.levels[0])
         shift = model.process.drift * (first / model.process.sigma) ** 2
         c_in = model.preconditioning(plan.levels[:1])[0, 3]
@@ -73,7 +75,12 @@ class GBMWalk(Walk):
         if self.history is not None:
             self.history.zero_()  # a lost sample's is NaN
         samples = stream[1] + torch.arange(self.size, device=self.x.device)
+        if self.label is not None:
+            samples = torch.full_like(samples, self.label)
         centre = self.centres[samples % len(self.centres)]
+        if self.model.classes:
+            classes = (samples % self.model.classes).to(torch.float32)
+            self.conditions = [torch.stack((level, classes), dim=1) for level in self.levels]
         ops.gbm_perturb_(centre, self.start, stream, rng.Kind.PRIOR, 0, x_t=self.x, net_in=self.log_in, z=None)
 
     def step(self, k: int, f: Tensor, stream: Tensor, bad: Tensor) -> None:
@@ -210,8 +217,8 @@ class AmbientWalk(Walk):
         return self.model.to_data(self.state()[rows])
 
 
-def walk_of(model: ScoreModel, plan: Plan, size: int) -> Walk:
-    """The walk of a model along a plan that one of its solvers made."""
+def walk_of(model: ScoreModel, plan: Plan, size: int, label: int | None = None) -> Walk:
+    """The walk of a model along a plan that one of its solvers made; all samples of one class where it has labels."""
     if isinstance(plan, AmbientPlan):
         assert isinstance(model, (RotationModel, VPModel))
         return AmbientWalk(model, plan, size)
@@ -222,4 +229,4 @@ def walk_of(model: ScoreModel, plan: Plan, size: int) -> Walk:
         return RotationWalk(model, plan, size)
     assert isinstance(model, GBMModel)
     assert isinstance(plan, GBMPlan)
-    return GBMWalk(model, plan, size)
+    return GBMWalk(model, plan, size, label)

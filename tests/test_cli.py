@@ -25,7 +25,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint")
     images = load_file(FIXTURE)["images"].float() / 255
     torch.manual_seed(0)
-    net = nets.UNet(1, 16, 16, 1)
+    net = nets.UNet(1, 16, 16, 1, 2)
     fastmsgm.GBMModel.for_data(net, fastmsgm.GBM(10.0), images, offset=1.0, bounds=(0.0, 1.0)).save(folder)
     return folder
 

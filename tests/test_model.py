@@ -113,7 +113,7 @@ def test_labels_ask_for_the_class_average_start() -> None:
 @pytest.mark.parametrize("prediction", ["denoiser", "score"])
 def test_to_state_and_to_data_are_inverse(prediction: str) -> None:
     images = torch.rand(20, 1, 4, 4)
-    model = GBMModel.for_data(UNet(1, 16, 32, 1), GBM(2.0), images, offset=1.0, prediction=prediction)
+    model = GBMModel.for_data(UNet(1, 16, 32, 1, 2), GBM(2.0), images, offset=1.0, prediction=prediction)
     states = model.to_state(images)
     torch.testing.assert_close(model.to_data(states.clone()), images, rtol=0, atol=1e-6)
     if prediction == "score":
@@ -222,7 +222,7 @@ def test_save_and_load(prediction: str, dtype: torch.dtype, tmp_path: Path) -> N
 
 def test_a_saved_unet_computes_the_same(tmp_path: Path) -> None:
     images = torch.rand(10, 1, 8, 8)
-    model = GBMModel.for_data(UNet(1, 16, 32, 1), GBM(10.0), images, offset=1.0, bounds=(0.0, 1.0)).eval()
+    model = GBMModel.for_data(UNet(1, 16, 32, 1, 2), GBM(10.0), images, offset=1.0, bounds=(0.0, 1.0)).eval()
     nn.init.normal_(model.net.out.weight)
     model.save(tmp_path)
     x, c = torch.randn(3, 1, 8, 8), torch.rand(3)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastmsgm.nets import MLP, FourierEmbedding, UNet
+from fastmsgm.nets import MLP, FourierFeatures, UNet
 
 
 def shaken(net: nn.Module) -> nn.Module:
@@ -21,8 +21,8 @@ def shaken(net: nn.Module) -> nn.Module:
 NETS = [
     (lambda: MLP(3), (3,)),
     (lambda: MLP(1, width=8, depth=1), (1,)),
-    (lambda: UNet(1, 16, 32, 1), (1, 8, 8)),
-    (lambda: UNet(3, 16, 64, 2), (3, 12, 4)),
+    (lambda: UNet(1, 16, 32, 1, 2), (1, 8, 8)),
+    (lambda: UNet(3, 16, 64, 2, 3), (3, 12, 4)),
 ]
 
 
@@ -59,20 +59,20 @@ def test_config_builds_the_same_network(build, shape) -> None:
 @pytest.mark.parametrize("shape", [(1, 1, 7, 8), (1, 1, 8, 10), (1, 1, 28, 30), (1, 1, 9, 9)])
 def test_unet_refuses_odd_sizes(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"multiples of 4, got \(1, 1, \d+, \d+\): pad"):
-        UNet(1, 16, 32, 1)(torch.zeros(shape), torch.zeros(1))
+        UNet(1, 16, 32, 1, 2)(torch.zeros(shape), torch.zeros(1))
 
 
 @torch.no_grad()
 def test_unet_starts_blind() -> None:
     """The last layer's weights are zero: an untrained network predicts the same, whatever it sees."""
-    f = UNet(1, 16, 32, 1)(torch.randn(2, 1, 8, 8), torch.rand(2))
+    f = UNet(1, 16, 32, 1, 2)(torch.randn(2, 1, 8, 8), torch.rand(2))
     assert torch.equal(f[0], f[1])
     assert float(f.abs().max()) < 0.2
 
 
 def test_unet_sees_the_whole_image() -> None:
     """Attention on the coarse level: every output pixel depends on every input pixel."""
-    net = shaken(UNet(1, 16, 32, 1)).double()
+    net = shaken(UNet(1, 16, 32, 1, 2)).double()
     x = torch.randn(1, 1, 32, 32, dtype=torch.float64, requires_grad=True)
     net(x, torch.zeros(1, dtype=torch.float64))[0, 0, 0, 0].backward()
     assert x.grad is not None
@@ -81,7 +81,7 @@ def test_unet_sees_the_whole_image() -> None:
 
 def test_embedding_tells_close_noise_levels_apart() -> None:
     """log(s)/4 of neighbouring grid levels differs by about 0.05; that of the whole range by 2.2."""
-    embedding = FourierEmbedding(8)
+    embedding = FourierFeatures(1, count=32, highest=16.0)
     angle = torch.tensor([-1.55, -1.5, 0.62])[:, None] * embedding.frequencies
     waves = torch.cat((angle.cos(), angle.sin()), dim=1)
     distances = torch.cdist(waves, waves)

@@ -249,7 +249,7 @@ def test_backends_agree_on_whole_samples(
 
 def pictures(**options: Any) -> RotationModel:
     torch.manual_seed(0)
-    net = UNet(1, 16, 32, 1, conditions=2)
+    net = UNet(1, 16, 32, 1, 2, conditions=2)
     nn.init.normal_(net.out.weight, std=0.05)
     images = torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     return RotationModel.for_data(net, RING, images, **options)

@@ -49,7 +49,7 @@ def vectors(process: Rotation | None = None, d: int = 3, **options: Any) -> Rota
 
 def pictures(**options: Any) -> RotationModel:
     torch.manual_seed(0)
-    net = UNet(1, 16, 32, 1, conditions=2)
+    net = UNet(1, 16, 32, 1, 2, conditions=2)
     nn.init.normal_(net.out.weight, std=0.05)
     images = torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     return RotationModel.for_data(net, Rotation(), images, **{"offset": -0.5, **options}).eval()
@@ -248,10 +248,10 @@ def test_a_stopped_run_goes_on_exactly(
     whole = train(vectors(process, **options), data(), out=tmp_path / "whole")
     original = losses.loss
 
-    def cut(model: RotationModel, x0: Tensor, stream: Tensor, k: int, levels: None) -> Tensor:
+    def cut(model: RotationModel, x0: Tensor, stream: Tensor, k: int, *rest: None) -> Tensor:
         if k == 7:
             raise OSError("power cut")
-        return original(model, x0, stream, k, levels)
+        return original(model, x0, stream, k, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(losses, "loss", cut)

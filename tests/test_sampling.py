@@ -37,7 +37,7 @@ def vectors(prediction: str = "denoiser", **options: Any) -> GBMModel:
 
 def pictures(precision: str = "fp32") -> GBMModel:
     torch.manual_seed(0)
-    net = UNet(1, 16, 32, 1)
+    net = UNet(1, 16, 32, 1, 2)
     nn.init.normal_(net.out.weight, std=0.05)
     data = torch.rand(20, 1, 8, 8)
     return GBMModel.for_data(net, GBM(8.0), data, offset=1.0, bounds=(0.0, 1.0), precision=precision).eval()
@@ -186,7 +186,8 @@ def test_outputs(tmp_path: Path) -> None:
         np.testing.assert_array_equal(stored, expected.numpy())
     manifest = json.loads((tmp_path / "new" / "samples.npy.json").read_text())
     assert manifest == {
-        "n": 40, "start": 3, "seed": 5, "stream": "philox-v1", "solver": "DPMSolverPP2M(eta=1.0)", "calls": 4,
+        "n": 40, "start": 3, "seed": 5, "label": None, "stream": "philox-v1",
+            "solver": "DPMSolverPP2M(eta=1.0)", "calls": 4,
         "batch_size": 16, "threads": torch.get_num_threads(), "torch": torch.__version__,
         "precision": "fp32", "backend": manifest["backend"],
     }  # fmt: skip
@@ -473,7 +474,7 @@ def test_a_module_that_was_frozen_stays_so() -> None:
 def test_a_channels_last_model() -> None:
     torch.manual_seed(0)
     data = torch.rand(20, 8, 8, 3).permute(0, 3, 1, 2)
-    model = GBMModel.for_data(UNet(3, 16, 32, 1), GBM(8.0), data, offset=1.0).eval()
+    model = GBMModel.for_data(UNet(3, 16, 32, 1, 2), GBM(8.0), data, offset=1.0).eval()
     expected = draw(model, 4, steps=2, batch_size=8)
     torch.testing.assert_close(draw(model.to(memory_format=torch.channels_last), 4, steps=2, batch_size=8), expected)
 

@@ -34,7 +34,7 @@ def clothes() -> Tensor:
 
 def image_model(clothes: Tensor, prediction: str = "denoiser") -> GBMModel:
     torch.manual_seed(0)
-    net = UNet(width=16, deep=32, blocks=1)
+    net = UNet(width=16, deep=32, blocks=1, deep_blocks=2)
     return GBMModel.for_data(net, GBM(10.0), clothes, prediction=prediction, offset=1.0, bounds=(0.0, 1.0))
 
 
@@ -56,8 +56,8 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], Ten
     """Do something in the middle of an optimizer step, and return its result as the loss if it has one."""
     original = losses.loss
 
-    def hooked(model: GBMModel, x0: Tensor, stream: Tensor, k: int, levels: tuple[float, float] | None) -> Tensor:
-        value = original(model, x0, stream, k, levels)
+    def hooked(model: GBMModel, x0: Tensor, stream: Tensor, k: int, *rest: Any) -> Tensor:
+        value = original(model, x0, stream, k, *rest)
         replaced = action() if k == step else None
         return value if replaced is None else value * replaced
 
@@ -410,7 +410,7 @@ def test_levels_are_for_denoisers(prediction: str) -> None:
 
 def test_images_with_channels_last_can_be_trained_on() -> None:
     data = torch.rand(20, 8, 8, 3).permute(0, 3, 1, 2)
-    model = GBMModel.for_data(UNet(3, 16, 32, 1), GBM(8.0), data, offset=1.0)
+    model = GBMModel.for_data(UNet(3, 16, 32, 1, 2), GBM(8.0), data, offset=1.0)
     train(model, data, steps=2, batch_size=4)
 
 

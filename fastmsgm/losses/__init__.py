@@ -16,7 +16,10 @@ from .sliced import sliced
 __all__ = ["denoising", "loss", "m_dsm", "sliced", "spherical_denoising"]
 
 
-def loss(model: ScoreModel, x0: Tensor, stream: Tensor, step: int, levels: tuple[float, float] | None = None) -> Tensor:
+def loss(
+    model: ScoreModel, x0: Tensor, stream: Tensor, step: int, levels: tuple[float, float] | None = None,
+    labels: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """The model's own training loss on one batch.
 
     Args:
@@ -24,6 +27,7 @@ def loss(model: ScoreModel, x0: Tensor, stream: Tensor, step: int, levels: tuple
         stream: the noise stream, on the CPU; row i is sample ``stream[1] + i``, its position in the global batch.
         step: the optimizer step, part of the noise's address.
         levels: the distribution of noise levels of a GBM denoiser; see ``denoising``.
+        labels: (n,) the classes of x0, where the model has classes.
     """
     if isinstance(model, VPModel):
         return sliced(model, x0, stream, step)
@@ -33,5 +37,5 @@ def loss(model: ScoreModel, x0: Tensor, stream: Tensor, step: int, levels: tuple
         return sliced(model, x0, stream, step, model.probes)
     assert isinstance(model, GBMModel)
     if model.prediction == "denoiser":
-        return denoising(model, x0, stream, step, levels)
-    return m_dsm(model, x0, stream, step)
+        return denoising(model, x0, stream, step, levels, labels)
+    return m_dsm(model, x0, stream, step, labels)

@@ -20,8 +20,9 @@ from fastmsgm.gbm_model import LEVELS, GBMModel
 
 
 def denoising(
-    model: GBMModel, x0: Tensor, stream: Tensor, step: int, levels: tuple[float, float] | None = None
-) -> Tensor:
+    model: GBMModel, x0: Tensor, stream: Tensor, step: int, levels: tuple[float, float] | None = None,
+    labels: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Preconditioned log-space denoising at log s ~ N(mean, std^2), cut off at sigma_max.
 
     ``levels`` is (mean, std); None is EDM's (log sd - 0.507, 1.2) (table 1).
@@ -37,12 +38,12 @@ def denoising(
     ops.gbm_perturb_(
         x0, coefficients, stream.to(x0.device), rng.Kind.TRAINING_NOISE, step, x_t=None, net_in=net_in, z=z
     )
-    f = model(net_in, _table(x0, model.condition(s))[:, 0])
+    f = model(net_in, _conditions(model, x0, s, labels))
     y0_part, z_part = _table(x0, s / sd * c_in, sd * c_in).reshape(x0.shape[0], 2, *[1] * (x0.ndim - 1)).unbind(1)
     return (f.float() - (y0_part * torch.log(x0.abs()) - z_part * z)).square().mean()
 
 
-def m_dsm(model: GBMModel, x0: Tensor, stream: Tensor, step: int) -> Tensor:
+def m_dsm(model: GBMModel, x0: Tensor, stream: Tensor, step: int, labels: Tensor | None = None) -> Tensor:
     """Multiplicative denoising score matching at the paper's levels, k uniform in 1 .. N - 1, t = k T / N."""
     uniform = rng.uniforms(x0.shape[0], 1, stream, rng.Kind.TRAINING_TIME, step)[:, 0].numpy()
     t = (1 + np.floor(uniform * (LEVELS - 1))) * model.process.T / LEVELS
@@ -50,10 +51,16 @@ def m_dsm(model: GBMModel, x0: Tensor, stream: Tensor, step: int) -> Tensor:
     x_t, z = torch.empty_like(x0), torch.empty_like(x0)
     coefficients = _table(x0, model.process.drift * t, s, np.ones_like(s))
     ops.gbm_perturb_(x0, coefficients, stream.to(x0.device), rng.Kind.TRAINING_NOISE, step, x_t=x_t, net_in=None, z=z)
-    f = model(x_t, _table(x0, model.condition(s))[:, 0]).float()
+    f = model(x_t, _conditions(model, x0, s, labels)).float()
     q = x_t * f if model.prediction == "score" else f
     square, level = _table(x0, s**2, s).reshape(x0.shape[0], 2, *[1] * (x0.ndim - 1)).unbind(1)
     return (square * (q + 1) + level * z).square().mean()
+
+
+def _conditions(model: GBMModel, x0: Tensor, s: np.ndarray, labels: Tensor | None) -> Tensor:
+    """The network's conditioning numbers, (n,), or (n, 2) with the classes."""
+    level = _table(x0, model.condition(s))[:, 0]
+    return level if labels is None else torch.stack((level, labels.to(level)), dim=1)
 
 
 def _table(like: Tensor, *columns: np.ndarray) -> Tensor:
