@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--device", default=_default_device())
     sample.add_argument("--out", required=True, help="a .npy file, written chunk by chunk")
     sample.add_argument("--grid", help="also write a picture of the first 100 samples")
+    sample.add_argument("--compile", action="store_true", help="torch.compile; CUDA graphs on CUDA")
     sample.add_argument("--no-progress", action="store_true")
     sample.set_defaults(run=_sample)
 
@@ -157,7 +158,8 @@ def _sample(args: argparse.Namespace) -> None:
         pictures.check(model.shape)
     samples = fastmsgm.sample(
         model, args.n, steps=args.steps, solver=args.solver, seed=args.seed, start=args.start,
-        label=args.label, batch_size=args.batch_size, out=args.out, progress=not args.no_progress,
+        label=args.label, batch_size=args.batch_size, out=args.out, compile=args.compile,
+        progress=not args.no_progress,
     )  # fmt: skip
     if args.grid:
         pictures.grid(samples[:100], args.grid, columns=10)

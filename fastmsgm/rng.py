@@ -8,7 +8,8 @@ key (the seed) into four 32-bit words; pairs of words become pairs of normals by
 so sample i of seed s sees the same noise on every device, in every batch, on every rank. This file is THE definition
 of the stream ``philox-v1``; the Triton and numba kernels repeat it and are tested against it word for word.
 
-A ``stream`` is an int64 tensor ``[seed, first sample index]`` on the device of the work, the seed's bits as signed.
+A ``stream`` is an int64 tensor ``[seed, first sample, first step]`` on the device of the work, the seed's bits as
+signed. Steps count from the first: with that on the device, a loop there needs nothing of the host.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ _MASK = 0xFFFFFFFF
 
 
 def stream(seed: int, start: int = 0, device: torch.device | str = "cpu") -> Tensor:
-    """The ``[seed, start]`` tensor that every operation with noise takes.
+    """The ``[seed, start, 0]`` tensor that every operation with noise takes.
 
     Args:
         seed: 0 .. 2^64 - 1.
@@ -76,7 +77,20 @@ def stream(seed: int, start: int = 0, device: torch.device | str = "cpu") -> Ten
         if not 0 <= value < limit:
             raise ValueError(f"{name} must be in 0 .. 2^{limit.bit_length() - 1} - 1, got {value}")
     signed = seed - 2**64 if seed >= 2**63 else seed
-    return torch.tensor([signed, start], dtype=torch.int64, device=device)
+    return torch.tensor([signed, start, 0], dtype=torch.int64, device=device)
+
+
+def by_step(stream: Tensor, steps: int) -> Tensor:
+    """The stream as it stands before each of so many steps, (steps, 3); rows begin at multiples of 16 bytes."""
+    rows = stream.new_empty(steps, 4)[:, :3]
+    rows.copy_(stream)
+    rows[:, 2] += torch.arange(steps, device=stream.device)
+    return rows
+
+
+def row_of(table: Tensor, stream: Tensor, step: int) -> Tensor:
+    """The row of ``table`` at a step, counted from the stream's first."""
+    return table.index_select(0, stream[2:3] + step)[0]
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
@@ -105,7 +119,7 @@ def words(n: int, quads: int, stream: Tensor, kind: int, step: int) -> Tensor:
     sample = stream[1] + torch.arange(n, device=stream.device)
     quad = torch.arange(quads, device=stream.device)
     w0, sample = torch.broadcast_tensors(quad[None, :], sample[:, None])
-    counter = (w0, sample & _MASK, (kind << 24) + (sample >> 32), torch.full_like(w0, step & _MASK))
+    counter = (w0, sample & _MASK, (kind << 24) + (sample >> 32), ((stream[2] + step) & _MASK).expand_as(w0))
     key = (stream[0] & _MASK, (stream[0] >> 32) & _MASK)
     return torch.stack(philox(counter, key), dim=-1)
 

@@ -7,6 +7,7 @@ bit for bit, at the same batch size b and number of threads.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
@@ -23,6 +24,7 @@ from tqdm.auto import tqdm
 
 from fastmsgm import ops, rng
 from fastmsgm.checkpoint import load
+from fastmsgm.loop import Loop
 from fastmsgm.model import ScoreModel
 from fastmsgm.solvers import Plan, Solver, resolve
 from fastmsgm.walks import Walk, walk_of
@@ -72,7 +74,7 @@ def sample(
     model: ScoreModel | str | os.PathLike[str], n: int = 50_000, *, steps: int | None = None,
     solver: str | Solver | None = None, seed: int = 0, start: int = 0, label: int | None = None,
     batch_size: int | None = None, device: torch.device | str | None = None,
-    out: Tensor | np.ndarray | str | os.PathLike[str] | None = None, progress: bool = True,
+    out: Tensor | np.ndarray | str | os.PathLike[str] | None = None, compile: bool = False, progress: bool = True,
     callback: Callable[[Step], None] | None = None,
 ) -> Tensor:  # fmt: skip
     """Draw samples ``start`` .. ``start + n - 1`` of the stream ``seed``.
@@ -92,6 +94,9 @@ def sample(
         device: where to run; None is where the model is. A model given elsewhere is moved.
         out: a float32 tensor or array (n, ...) to fill, or the path of a ``.npy`` file to write chunk by chunk (with a
             ``.json`` beside it that says how it was made); None allocates a tensor on the device.
+        compile: compile the network and the step together (``torch.compile``), once for all steps and chunks; on CUDA
+            the whole loop of a chunk is then captured as a graph and replayed, unless there is a callback. It takes a
+            minute at first and pays off for many chunks.
         progress: show a progress bar.
         callback: called with a ``Step`` for the prior's draw and after every step; it cannot change the result.
 
@@ -107,8 +112,8 @@ def sample(
     plan = plan_for(model, solver, steps)
     size = _batch_size(model, batch_size)
     chunks = sample_iter(
-        model, n, steps=steps, solver=solver, seed=seed, start=start, label=label, batch_size=size, progress=progress,
-        callback=callback,
+        model, n, steps=steps, solver=solver, seed=seed, start=start, label=label, batch_size=size, compile=compile,
+        progress=progress, callback=callback,
     )  # fmt: skip
     result = _output(out, (n, *model.shape), model.device)
     began = time.monotonic()
@@ -136,8 +141,8 @@ def sample(
 def sample_iter(
     model: ScoreModel | str | os.PathLike[str], n: int = 50_000, *, steps: int | None = None,
     solver: str | Solver | None = None, seed: int = 0, start: int = 0, label: int | None = None,
-    batch_size: int | None = None, device: torch.device | str | None = None, progress: bool = True,
-    callback: Callable[[Step], None] | None = None,
+    batch_size: int | None = None, device: torch.device | str | None = None, compile: bool = False,
+    progress: bool = True, callback: Callable[[Step], None] | None = None,
 ) -> Iterator[Tensor]:  # fmt: skip
     """Like ``sample``, but yield the samples chunk by chunk, (<= batch_size, ...) each, in order."""
     model = _resolve_model(model, device)
@@ -149,7 +154,8 @@ def sample_iter(
     if start + n > rng.MAX_SAMPLES:
         raise ValueError(f"start + n must be at most 2^56, got start={start} and n={n}: the stream ends there")
     _check_label(model, label)
-    return _chunks(model, plan, n, seed, start, label, size, progress, callback)
+    loop = Loop(walk_of(model, plan, size, label), compile)
+    return _chunks(loop, n, seed, start, progress, callback)
 
 
 def plan_for(model: ScoreModel, solver: str | Solver | None, steps: int | None) -> Plan:
@@ -161,18 +167,17 @@ def plan_for(model: ScoreModel, solver: str | Solver | None, steps: int | None) 
 
 
 def _chunks(
-    model: ScoreModel, plan: Plan, n: int, seed: int, start: int, label: int | None, size: int, progress: bool,
-    callback: Callable[[Step], None] | None,
-) -> Iterator[Tensor]:  # fmt: skip
+    loop: Loop, n: int, seed: int, start: int, progress: bool, callback: Callable[[Step], None] | None
+) -> Iterator[Tensor]:
+    model, size, calls = loop.walk.model, loop.walk.size, loop.walk.plan.calls
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    bar = tqdm(total=n, disable=not progress, desc=f"sampling, {plan.calls} calls", unit="sample")
+    bar = tqdm(total=n, disable=not progress, desc=f"sampling, {calls} calls", unit="sample")
     try:
-        walk = walk_of(model, plan, size, label)
         for first in range(start - start % size, start + n, size):
             rows = slice(max(start - first, 0), min(start + n - first, size))
             with torch.no_grad():
-                data = _chunk(walk, seed, first, rows, callback)
+                data = _chunk(loop, seed, first, rows, callback)
             bar.update(len(data))
             yield data
     finally:
@@ -181,26 +186,19 @@ def _chunks(
             module.training = training
 
 
-def _chunk(walk: Walk, seed: int, first: int, rows: slice, callback: Callable[[Step], None] | None) -> Tensor:
+def _chunk(loop: Loop, seed: int, first: int, rows: slice, callback: Callable[[Step], None] | None) -> Tensor:
     """The given rows of samples first .. first + size - 1, in the data's own range; only they must be finite."""
-    stream = rng.stream(seed, first, walk.model.device)
-    bad = torch.full((walk.size,), -1, dtype=torch.int32, device=walk.model.device)
-    walk.draw(stream)
-    _show(walk, 0, first, callback)
-    for k in range(walk.plan.calls):
-        f = walk.model(walk.net_in, walk.conditions[k])
-        walk.step(k, f, stream, bad)
-        _show(walk, k + 1, first, callback)
-    failed = bad[rows].cpu()
+    walk = loop.walk
+    show = None if callback is None else functools.partial(_show, walk, first=first, callback=callback)
+    loop.run(rng.stream(seed, first, walk.model.device), show)
+    failed = loop.bad[rows].cpu()
     if bool((failed >= 0).any()):
         indices = (failed >= 0).nonzero().flatten() + first + rows.start
         raise NonFiniteError(int(failed[failed >= 0].min()), indices.tolist())
     return walk.data(rows)
 
 
-def _show(walk: Walk, index: int, first: int, callback: Callable[[Step], None] | None) -> None:
-    if callback is None:
-        return
+def _show(walk: Walk, index: int, first: int, callback: Callable[[Step], None]) -> None:
     calls = walk.plan.calls
     level = float(walk.plan.levels[index]) if index < calls else 0.0
     callback(Step(index, calls, level, first, walk.state(), walk.denoised() if index else None))

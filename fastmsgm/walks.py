@@ -1,10 +1,14 @@
-"""Walks: the arrays of one chunk of samples, allocated once, and how the prior and a step of the plan fill them."""
+"""Walks: the arrays of one chunk of samples, and how the prior and a step of the plan fill them.
+
+They are allocated once and filled in place from then on, so that a captured CUDA graph finds them again.
+"""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,21 +22,26 @@ from fastmsgm.solvers import AmbientPlan, GBMPlan, Plan, RingPlan, RotationPlan
 
 
 class Walk(ABC):
-    """What the sampling loop needs of a chunk: the network's input, its condition at every row, and the moves."""
+    """What the sampling loop needs of a chunk: the network's input, its condition and the form of every row, the moves.
+
+    A row's form is what its step needs besides numbers on the device; rows of one form share their compiled code.
+    """
 
     model: ScoreModel
     plan: Plan
     size: int
     net_in: Tensor
     conditions: Sequence[Tensor]
+    forms: Sequence[Any]
+    fused = True  # whether a step is one operation of ``ops``
 
     @abstractmethod
     def draw(self, stream: Tensor) -> None:
         """Fill the state, and the network's input, from the prior; row 0 is sample ``stream[1]``."""
 
     @abstractmethod
-    def step(self, k: int, f: Tensor, stream: Tensor, bad: Tensor) -> None:
-        """Row k of the plan, with the network's raw output f."""
+    def step(self, form: Any, f: Tensor, stream: Tensor, bad: Tensor) -> None:
+        """The row of the plan at which the stream stands, of this form, with the network's raw output f."""
 
     @abstractmethod
     def state(self) -> Tensor:
@@ -55,9 +64,10 @@ class GBMWalk(Walk):
         self.label = label
         self.model, self.plan, self.size, self.scale = model, plan, size, model.scale
         self.table = torch.from_numpy(plan.table).to(device, torch.float32)
-        levels = torch.from_numpy(model.condition(plan.levels)).to(device, torch.float32)
-        self.levels = levels[:, None].expand(-1, size).unbind(0)
-        self.conditions = self.levels
+        levels = torch.from_numpy(model.condition(plan.levels)).to(device, torch.float32)[:, None].expand(-1, size)
+        if model.classes:
+            levels = torch.stack((levels, torch.zeros_like(levels)), dim=2)
+        self.told, self.conditions = levels, levels.unbind(0)
         first = float(plan.levels[0])
         shift = model.process.drift * (first / model.process.sigma) ** 2
         c_in = model.preconditioning(plan.levels[:1])[0, 3]
@@ -69,7 +79,7 @@ class GBMWalk(Walk):
         self.log_in = torch.empty_like(self.x, dtype=model.input_dtype) if denoiser else None
         self.net_in = self.x if self.log_in is None else self.log_in
         self.history = torch.zeros_like(self.x) if plan.multistep else None
-        self.flags = (model.prediction == "score", plan.linear, plan.log_state)
+        self.forms = [(model.prediction == "score", plan.linear, plan.log_state)] * plan.calls
 
     def draw(self, stream: Tensor) -> None:
         if self.history is not None:
@@ -79,12 +89,11 @@ class GBMWalk(Walk):
             samples = torch.full_like(samples, self.label)
         centre = self.centres[samples % len(self.centres)]
         if self.model.classes:
-            classes = (samples % self.model.classes).to(torch.float32)
-            self.conditions = [torch.stack((level, classes), dim=1) for level in self.levels]
+            self.told[:, :, 1] = samples % self.model.classes
         ops.gbm_perturb_(centre, self.start, stream, rng.Kind.PRIOR, 0, x_t=self.x, net_in=self.log_in, z=None)
 
-    def step(self, k: int, f: Tensor, stream: Tensor, bad: Tensor) -> None:
-        ops.gbm_step_(self.x, f, self.table, stream, k, bad, self.history, self.log_in, *self.flags)
+    def step(self, form: tuple[bool, bool, bool], f: Tensor, stream: Tensor, bad: Tensor) -> None:
+        ops.gbm_step_(self.x, f, self.table, stream, 0, bad, self.history, self.log_in, *form)
 
     def state(self) -> Tensor:
         return self.x * self.scale
@@ -108,6 +117,7 @@ class DirectionWalk(Walk):
         self.net_in = torch.empty_like(self.u, dtype=model.input_dtype)
         self.history = torch.zeros_like(self.u) if history else None
         self.norms = torch.empty((size, *[1] * len(model.shape)), dtype=torch.float32, device=device)
+        self.conditions = torch.empty((plan.calls, size, 2), dtype=torch.float32, device=device).unbind(0)
 
     def draw(self, stream: Tensor) -> None:
         ops.fill_normal_(self.u, stream, rng.Kind.PRIOR, 0)
@@ -118,7 +128,8 @@ class DirectionWalk(Walk):
         self.norms.copy_(norms.view_as(self.norms))
         if self.history is not None:
             self.history.zero_()  # a lost sample's is NaN
-        self.conditions = [self.condition(level[None], norms) for level in self.plan.levels]
+        for condition, level in zip(self.conditions, self.plan.levels, strict=True):
+            condition.copy_(self.condition(level[None], norms))
 
     def state(self) -> Tensor:
         return self.u * self.norms
@@ -133,15 +144,14 @@ class RotationWalk(DirectionWalk):
     def __init__(self, model: RotationModel, plan: RotationPlan, size: int) -> None:
         super().__init__(model, plan, size, plan.multistep)
         self.angles = None if plan.angles is None else plan.angles.to(model.device)
-        self.geodesic = plan.geodesic
+        self.forms = plan.geodesic
 
-    def step(self, k: int, f: Tensor, stream: Tensor, bad: Tensor) -> None:
-        geodesic = self.geodesic[k]
-        angles = None if geodesic else self.angles
-        ops.rotation_step_(self.u, f, self.table, angles, stream, k, bad, self.history, self.net_in, geodesic)
+    def step(self, form: bool, f: Tensor, stream: Tensor, bad: Tensor) -> None:
+        angles = None if form else self.angles
+        ops.rotation_step_(self.u, f, self.table, angles, stream, 0, bad, self.history, self.net_in, form)
 
     def denoised(self) -> Tensor | None:
-        if self.history is None or any(self.geodesic):
+        if self.history is None or any(self.forms):
             return None
         flat = self.history.flatten(1)
         return (flat / flat.norm(dim=1, keepdim=True)).view_as(self.history) * self.norms
@@ -152,11 +162,10 @@ class RingWalk(DirectionWalk):
 
     def __init__(self, model: RotationModel, plan: RingPlan, size: int) -> None:
         super().__init__(model, plan, size, any(plan.restart))
-        self.restart, self.strang = plan.restart, plan.strang
+        self.forms = list(zip(plan.restart, plan.strang, strict=True))
 
-    def step(self, k: int, f: Tensor, stream: Tensor, bad: Tensor) -> None:
-        restart, strang = self.restart[k], self.strang[k]
-        ops.ring_step_(self.u, f, self.table, stream, k, bad, self.history, self.net_in, restart, strang)
+    def step(self, form: tuple[bool, bool], f: Tensor, stream: Tensor, bad: Tensor) -> None:
+        ops.ring_step_(self.u, f, self.table, stream, 0, bad, self.history, self.net_in, *form)
 
     def denoised(self) -> Tensor | None:
         return None
@@ -164,6 +173,8 @@ class RingWalk(DirectionWalk):
 
 class AmbientWalk(Walk):
     """Runge-Kutta stages in R^d, in plain PyTorch, of a rotation's direction or of the additive baseline."""
+
+    fused = False
 
     def __init__(self, model: RotationModel | VPModel, plan: AmbientPlan, size: int) -> None:
         device, d = model.device, math.prod(model.shape)
@@ -175,6 +186,7 @@ class AmbientWalk(Walk):
         self.x = torch.empty((size, d), dtype=torch.float32, device=device)
         self.net_in = torch.empty((size, *model.shape), dtype=model.input_dtype, device=device)
         self.norms = torch.ones(size, dtype=torch.float32, device=device)
+        self.forms = range(plan.calls)
 
     def draw(self, stream: Tensor) -> None:
         ops.fill_normal_(self.x, stream, rng.Kind.PRIOR, 0)
@@ -184,11 +196,12 @@ class AmbientWalk(Walk):
         self._feed(self.x)
         self.conditions = [self.condition(level[None], self.norms) for level in self.plan.levels]
 
-    def step(self, k: int, f: Tensor, stream: Tensor, bad: Tensor) -> None:
+    def step(self, form: int, f: Tensor, stream: Tensor, bad: Tensor) -> None:
+        k = form
         clock, ahead, weight = self.plan.table[k].tolist()
         if k % self.stages == 0:
             self.base, self.sum = self.x, torch.zeros_like(self.x)
-            step = k // self.stages
+            step = k // self.stages - k  # of the noise, counted from row k
             self.noise = rng.normals(*self.x.shape, stream, rng.Kind.STEP, step) * math.sqrt(1 - self.lambda_)
         score = self.score(f.float().flatten(1), self.plan.levels[k : k + 1])
         drift = self.process.reverse_drift(self.x, score, self.lambda_, self.ito)

@@ -16,7 +16,7 @@ from torch import Tensor
 from .launch import device
 from .lost import is_normal, mark
 from .maths import LN2, LOG2_E, flip, log2
-from .philox import STEP, normal_quads
+from .philox import STEP, normal_quads, row_of
 
 # A program's quads. Four a thread share the keys and coefficients; more would cost registers, hence warps in flight.
 QUADS = 512
@@ -92,7 +92,8 @@ def _gbm_step_kernel(
     if STEIN:
         g *= x
 
-    table_ptr += step.to(tl.int64) * _COLUMNS
+    table_row = row_of(stream_ptr, step)
+    table_ptr += table_row * _COLUMNS
     # y is log2|x| here and, unless the form is linear, so is the new logarithm: the scalars carry the change of base.
     TO_BASE_2 = 1.0 if LINEAR else LOG2_E
     b = tl.load(table_ptr + 1) * TO_BASE_2
@@ -128,7 +129,7 @@ def _gbm_step_kernel(
     # One flag a quad: its four elements lie in the same thread. Quads of one sample may race, all with the same value.
     even, odd = tl.split((~good).reshape(QUADS, 2, 2))
     first_two, last_two = tl.split(even | odd)
-    mark(bad_ptr + first_row + row, first_two | last_two, step)
+    mark(bad_ptr + first_row + row, first_two | last_two, table_row)
 
 
 def fill_normal(out: Tensor, stream: Tensor, kind: int, step: int) -> None:

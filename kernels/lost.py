@@ -15,4 +15,4 @@ def is_normal(x):
 @triton.jit
 def mark(bad_ptrs, lost, step):
     """Write the step where it is the first in which a sample is lost; unless one is, both accesses are off."""
-    tl.store(bad_ptrs, step, mask=lost & (tl.load(bad_ptrs, mask=lost, other=0) < 0))
+    tl.store(bad_ptrs, step.to(tl.int32), mask=lost & (tl.load(bad_ptrs, mask=lost, other=0) < 0))

@@ -35,11 +35,17 @@ def philox(c0, c1, c2, c3, k0, k1):
 
 
 @triton.jit
+def row_of(stream_ptr, step):
+    """The step that ``step`` is, counted from the stream's first: a row of the tables, and part of every address."""
+    return tl.load(stream_ptr + 2) + step
+
+
+@triton.jit
 def words(quad, sample, stream_ptr, kind, step):
     """The Philox words of the quads (int32) of features of the samples (int64, counted from the stream's first)."""
     seed = tl.load(stream_ptr)
     sample += tl.load(stream_ptr + 1)
-    w0, w1, w3 = quad.to(tl.uint32), sample.to(tl.uint32), step.to(tl.uint32)
+    w0, w1, w3 = quad.to(tl.uint32), sample.to(tl.uint32), row_of(stream_ptr, step).to(tl.uint32)
     w2 = (sample >> 32).to(tl.uint32) + (kind << 24)
     return philox(w0, w1, w2, w3, seed.to(tl.uint32), (seed >> 32).to(tl.uint32))
 

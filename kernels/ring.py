@@ -16,7 +16,7 @@ from torch import Tensor
 from .givens import turn_all
 from .launch import WARP, device
 from .lost import is_normal, mark
-from .philox import ANGLE, STEP, first_normal, four_normals
+from .philox import ANGLE, STEP, first_normal, four_normals, row_of
 from .ring_rows import load, next_quad, square, store, within
 
 _LANES, _QUADS = 32, 8  # of a row, of a lane: a warp's, unless a lane would have more than fit into its registers
@@ -75,7 +75,8 @@ def _ring_step_kernel(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     lane = tl.broadcast_to(tl.arange(0, LANES)[None, :], (ROWS, LANES))
     base, mask = row * D, row < n
-    table_ptr += step.to(tl.int64) * _COLUMNS
+    table_row = row_of(stream_ptr, step)
+    table_ptr += table_row * _COLUMNS
     drift, noise, c_in = tl.load(table_ptr), tl.load(table_ptr + 1), tl.load(table_ptr + 2)
     if STRANG:
         before, behind = 0.5, 0.5
@@ -109,7 +110,7 @@ def _ring_step_kernel(
         store(net_in_ptr, base, mask, x, c_in * scale, D)
     if HAS_HISTORY:
         store(history_ptr, base, mask & lost, x, scale, D)
-    mark(bad_ptr + row, mask & lost, step)
+    mark(bad_ptr + row, mask & lost, table_row)
 
 
 def ring_step(

@@ -15,7 +15,7 @@ from .geodesics import exponential_map, flow
 from .heat_noise import between, interpolate, node, turn, turned
 from .launch import WARP, device
 from .lost import mark
-from .philox import ANGLE, STEP, TRAINING_ANGLE, TRAINING_NOISE, first_normal
+from .philox import ANGLE, STEP, TRAINING_ANGLE, TRAINING_NOISE, first_normal, row_of
 from .rows import combine, inverse_norm, load, normal_rows, store, tile
 
 _THREADS = 128  # of a program at least: several short rows share it
@@ -82,7 +82,8 @@ def _rotation_step_kernel(
     past = ()
     if HAS_HISTORY:
         past = load(history_ptr + base, offsets, masks)
-    table_ptr += step.to(tl.int64) * _COLUMNS
+    table_row = row_of(stream_ptr, step)
+    table_ptr += table_row * _COLUMNS
     if GEODESIC:
         xi = normal_rows(first_row, stream_ptr, STEP, step, D, ROWS, QUADS)
         new, memory, lost = exponential_map(u, f, past, xi, table_ptr)
@@ -92,14 +93,14 @@ def _rotation_step_kernel(
         store(history_ptr + base, offsets, masks, memory)
     if HAS_ANGLES:
         z = first_normal(first_row + row, stream_ptr, ANGLE, step)
-        v = tl.load(table_ptr + 7) * interpolate(angles_ptr + step.to(tl.int64) * columns, z, columns)
+        v = tl.load(table_ptr + 7) * interpolate(angles_ptr + table_row * columns, z, columns)
         xi = normal_rows(first_row, stream_ptr, STEP, step, D, ROWS, QUADS)
         xi, rest, square, v = turn(new, 1.0, xi, v)
         new = turned(new, 1.0, xi, rest, square, v)
     store(out_ptr + base, offsets, masks, new)
     if HAS_NET_IN:
         store(net_in_ptr + base, offsets, masks, combine((tl.load(table_ptr + 8),), (new,)))
-    mark(bad_ptr + first_row + row, lost & exists, step)
+    mark(bad_ptr + first_row + row, lost & exists, table_row)
 
 
 def rotation_perturb(

@@ -272,7 +272,7 @@ def test_fit_learns(process: Rotation, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = RotationModel.for_data(MLP(3, 32, 2, conditions=2), process, x)
     before = losses.loss(model, x, rng.stream(9), 0).item()
-    train(model, x, steps=60, batch_size=64, lr=5e-3, ema=0.8)
+    train(model, x, steps=100, batch_size=64, lr=5e-3, ema=0.8)
     after = losses.loss(model, x, rng.stream(9), 0).item()
     assert after < (0.5 * before if model.objective == "dsm" else before - 0.1)
 

@@ -47,9 +47,9 @@ def check_like(
 
 
 def check_stream(stream: Tensor, x: Tensor) -> None:
-    if stream.shape != (2,) or stream.dtype != torch.int64 or stream.device != x.device:
+    if stream.shape != (3,) or stream.dtype != torch.int64 or stream.device != x.device:
         raise ValueError(
-            f"stream must be int64 of shape (2,) on {x.device}, got {stream.dtype} {tuple(stream.shape)} on "
+            f"stream must be int64 of shape (3,) on {x.device}, got {stream.dtype} {tuple(stream.shape)} on "
             f"{stream.device}: make it with rng.stream"
         )
 

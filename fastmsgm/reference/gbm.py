@@ -61,7 +61,7 @@ def gbm_step(
         log_state: the row uses y. Without it the row must have A + B k0 = 1 (score networks), and
             log|x'| - log|x| = B (k1 g + k2) + C + S z needs no logarithm; then history and net_in must be None.
     """
-    a, b, b_prev, c, s, k0, k1, k2, c_in = table[step].to(x.dtype).unbind(0)
+    a, b, b_prev, c, s, k0, k1, k2, c_in = rng.row_of(table, stream, step).to(x.dtype).unbind(0)
     n, d = x.shape
     z = rng.normals(n, d, stream, rng.Kind.STEP, step, x.dtype)
     g = f.to(x.dtype) * x if stein else f.to(x.dtype)
@@ -82,7 +82,7 @@ def gbm_step(
         new = x * (1 + increment) if linear else x * torch.exp(increment)
     good = _is_normal(new)
     left = (~good).any(1) & (bad < 0)
-    bad.copy_(torch.where(left, step, bad))
+    bad.copy_(torch.where(left, step + stream[2], bad))
     out.copy_(torch.where(good, new, torch.nan))
 
 

@@ -50,7 +50,7 @@ def ring_step(
             in the second half of Strang's the feature d + k. Lie's order is reversed where the normal of
             ``Kind.ANGLE`` is negative.
     """
-    drift, noise, c_in = table[step].to(x.dtype).unbind(0)
+    drift, noise, c_in = rng.row_of(table, stream, step).to(x.dtype).unbind(0)
     n, d = x.shape
     f = f.to(x.dtype)
     phi = drift * (x.roll(-1, 1) * f - x * f.roll(-1, 1))
@@ -68,7 +68,7 @@ def ring_step(
     new = new * (_to_20_bits(square) / turned).sqrt()
     lost = ~(_is_normal(square) & _is_normal(turned))
     new = torch.where(lost, torch.nan, new)
-    bad.copy_(torch.where(lost[:, 0] & (bad < 0), step, bad))
+    bad.copy_(torch.where(lost[:, 0] & (bad < 0), step + stream[2], bad))
     if history is not None:
         history.copy_(torch.where(lost, torch.nan, base))
     if net_in is not None:

@@ -70,7 +70,7 @@ def rotation_step(
     Args:
         u, out: (n, d) directions before and after; u is divided by its measured norm first, so that none drifts.
         f: (n, d) the network's raw output, float32, bfloat16 or float16.
-        angles: (T, NZ) or None: row ``step`` is V at z = -6 .. 6 uniformly, for heat-kernel noise with v = spread V.
+        angles: (T, NZ) or None: the row is V at z = -6 .. 6 uniformly, for heat-kernel noise with v = spread V.
         bad: (n,) int32, -1 before; receives the first step at which the sample was lost: something that came in was
             not finite (or too large to square), or u was zero. A lost row is NaN in out, history and net_in.
         history: (n, d) or None; D_prev (or h) is read from it and D (or h') is written to it. None leaves the terms
@@ -78,7 +78,7 @@ def rotation_step(
         net_in: (n, d) or None; receives c_in u', the network's next input, in its own dtype.
         geodesic: the second form. It takes no ``angles``.
     """
-    alpha, sigma, w, length, drift, noise, back, spread, c_in = table[step].to(u.dtype).unbind(0)
+    alpha, sigma, w, length, drift, noise, back, spread, c_in = rng.row_of(table, stream, step).to(u.dtype).unbind(0)
     n, d = u.shape
     xi = rng.normals(n, d, stream, rng.Kind.STEP, step, u.dtype)
     unit = _unit(u)
@@ -97,10 +97,10 @@ def rotation_step(
         size = _dot(aim, aim)
         if angles is not None:
             z = rng.normals(n, 1, stream, rng.Kind.ANGLE, step, u.dtype)[:, 0]
-            new, _ = _turn(new, xi, spread * _interpolate(angles, step, z))
+            new, _ = _turn(new, xi, spread * _interpolate(rng.row_of(angles, stream, step)[None], 0, z))
     lost = ~size.isfinite()
     new, memory = (torch.where(lost, torch.nan, x) for x in (new, memory))
-    bad.copy_(torch.where(lost[:, 0] & (bad < 0), step, bad))
+    bad.copy_(torch.where(lost[:, 0] & (bad < 0), step + stream[2], bad))
     if history is not None:
         history.copy_(memory)
     if net_in is not None:

@@ -44,6 +44,12 @@ def step_arrays(
     return flat(x), *network_side(f), bad.numpy(), flat(out), optional(history), *network_side(net_in)
 
 
+def address(stream: Tensor, step: int) -> tuple[np.ndarray, int]:
+    """The stream's numbers, and the step counted from its first: a row of the tables, and part of every address."""
+    numbers = stream.numpy()
+    return numbers, int(numbers[2]) + step
+
+
 @njit(nogil=True, cache=True)
 def copy(size, x, out):
     for i in range(size):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastmsgm import rng
 
-from .arrays import ABSENT, FLOAT, copy, flat, network_side, optional, prefetch_step, step_arrays, widen, write
+from .arrays import ABSENT, FLOAT, address, copy, flat, network_side, optional, prefetch_step, step_arrays, widen, write
 from .philox import BLOCK, block_noise, buffers, extent, floats, unsigned_range
 from .scalar import NAN, NORMALS, SIGN, above_tiny, exp2, fma, from_bits, is_normal, log2_abs, to_bits
 from .threads import over_rows
@@ -27,7 +27,8 @@ _LN2, _LOG2_E = math.log(2.0), 1 / math.log(2.0)
 def fill_normal(out: Tensor, stream: Tensor, kind: int, step: int) -> None:
     """Fill ``out`` (n, d) with the stream's normals."""
     n, d = out.shape
-    over_rows(_fill_rows, n, d, d, flat(out), stream.numpy(), int(kind), step)
+    numbers, step = address(stream, step)
+    over_rows(_fill_rows, n, d, d, flat(out), numbers, int(kind), step)
 
 
 def gbm_perturb(
@@ -36,7 +37,8 @@ def gbm_perturb(
 ) -> None:  # fmt: skip
     """x_t = x0 exp(shift + s z) and the network's input c_in log|x_t|; ``coefficients`` (n, 3) holds shift, s, c_in."""
     n, d = x0.shape
-    inputs = flat(x0), coefficients.numpy(), stream.numpy(), int(kind), step
+    numbers, step = address(stream, step)
+    inputs = flat(x0), coefficients.numpy(), numbers, int(kind), step
     over_rows(_perturb_rows, n, d, d, *inputs, optional(x_t), *network_side(net_in), optional(z))
 
 
@@ -47,8 +49,9 @@ def gbm_step(
     """One reverse step from ``x`` to ``out``; the arguments and the formula are those of ``reference.gbm_step``."""
     n, d = x.shape
     arrays = step_arrays(x, f, bad, out, history, net_in)
+    numbers, step = address(stream, step)
     row = _row(table[step], linear, log_state)
-    over_rows(_step_rows, n, d, d, *arrays, row, stream.numpy(), step, stein, linear, log_state)
+    over_rows(_step_rows, n, d, d, *arrays, row, numbers, step, stein, linear, log_state)
 
 
 def _row(table_row: Tensor, linear: bool, log_state: bool) -> np.ndarray:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastmsgm import rng
 
-from .arrays import FLOAT, copy, prefetch_step, step_arrays, widen
+from .arrays import FLOAT, address, copy, prefetch_step, step_arrays, widen
 from .philox import block_noise, buffers, unsigned_range
 from .rows import combine, elements, mark_lost, put_tile, row_noise, row_numbers, square_of, tile
 from .scalar import HALF, NAN, ONE, ZERO, cosine_sine, fma, from_bits, is_normal, to_bits
@@ -36,7 +36,8 @@ def ring_step(
     """One reverse step from ``x`` to ``out``; arguments and formula are those of ``reference.ring_step``."""
     n, d = x.shape
     arrays = step_arrays(x, f, bad, out, history, net_in)
-    over_rows(_step_rows, n, d, d, *arrays, table[step].numpy(), stream.numpy(), step, restart, strang)
+    numbers, step = address(stream, step)
+    over_rows(_step_rows, n, d, d, *arrays, table[step].numpy(), numbers, step, restart, strang)
 
 
 # ---- a range of rows ----

@@ -15,6 +15,7 @@ from fastmsgm import rng
 from .arrays import (
     ABSENT,
     FLOAT,
+    address,
     copy,
     flat,
     network_side,
@@ -40,7 +41,7 @@ def rotation_perturb(
 ) -> None:  # fmt: skip
     """Noise u0 once; the arguments and the formula are those of ``reference.rotation_perturb``."""
     n, d = u0.shape
-    inputs = flat(u0), coefficients.numpy(), table.numpy(), stream.numpy(), step
+    inputs = flat(u0), coefficients.numpy(), table.numpy(), *address(stream, step)
     over_rows(_perturb_rows, n, d, d, *inputs, optional(u_t), *network_side(net_in), optional(target))
 
 
@@ -50,9 +51,10 @@ def rotation_step(
 ) -> None:  # fmt: skip
     """One reverse step from ``u`` to ``out``; arguments and formula are those of ``reference.rotation_step``."""
     n, d = u.shape
+    numbers, step = address(stream, step)
     angle_row = _NO_ANGLES if angles is None else angles[step].numpy()
     arrays = step_arrays(u, f, bad, out, history, net_in)
-    over_rows(_step_rows, n, d, d, *arrays, table[step].numpy(), angle_row, stream.numpy(), step, geodesic)
+    over_rows(_step_rows, n, d, d, *arrays, table[step].numpy(), angle_row, numbers, step, geodesic)
 
 
 # ---- a range of rows ----
