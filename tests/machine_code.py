@@ -3,23 +3,30 @@
 The launchers run as they are, on CPU tensors, under a driver that only names a target: what they would launch is
 compiled and disassembled. Triton must not have been imported for its interpreter, so this has its own process:
 
-    python tests/machine_code.py sm_80 sm_90 sm_100 gfx942
+    python tests/machine_code.py > kernels/machine_code.csv    the table, to which ``bench/machine_code.csv`` is a link
+    python tests/machine_code.py --mutants                     the same of kernels that were spoilt on purpose
+    python tests/machine_code.py --launches                    how many kernels a long run compiles, and what they change
 
-prints a line of CSV for each variant and target. Code is straight, so instructions are those of a warp's one pass.
+``test_machine_code.py`` judges what they print. Code is straight, so instructions are those of a warp's one pass, and
+what they do is told by element: ``bytes_per_element`` is that of whole arrays and of the numbers that every row has.
+``array_loads`` and ``array_stores`` are a thread's accesses, by their width in bits, that are needed for its elements of
+every array; the actual ``loads`` and ``stores`` have those of single numbers, too.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import dataclasses
 import functools
 import itertools
+import multiprocessing
 import re
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,33 +34,50 @@ from unittest import mock
 
 import torch
 import triton
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 from triton.runtime import JITFunction, driver
+from triton.runtime.cache import triton_key
 
 from fastmsgm import rng
-from fastmsgm.kernels import gbm, ring, rotation
+from fastmsgm.kernels import gbm, maths, optim, philox, ring, ring_rows, rotation, rows
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32), "sm_90": GPUTarget("cuda", 90, 32), "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }  # fmt: skip
+D = 784
+MUTANT_D = {"rotation_perturb": 64, "rotation_step": 64, "ring_step": 128}  # whose code for 784 takes long to compile
+WORKERS = 2
 _TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+# The pipes of the machine model. A 64-bit product is two of its 32-bit ones; conversions with rounding are special.
+_PIPES = {
+    "fp32": ("FFMA", "FMUL", "FADD", "HFMA2"),
+    "imad": ("IMAD",),
+    "alu": ("LOP3", "IADD3", "VIADD", "LEA", "SHF", "I2F", "F2FP", "SEL", "FSEL", "ISETP", "FSETP", "FMNMX", "IMNMX",
+            "VIMNMX", "PRMT", "MOV", "CS2R", "PLOP3", "P2R", "SGXT", "IABS"),
+    "special": ("MUFU", "FRND", "F2I"),
+    "shared": ("SHFL", "LDS", "STS"),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A launcher with arguments, and the features in a program of so many threads."""
+    """A launcher with arguments, the elements of a program of so many threads and the quads of a thread, and the arrays."""
 
     kernel: str
     form: str
     launch: Callable[[], None]
-    features: Callable[[int], int]
+    share: Callable[[int], tuple[int, int]]
+    reads: dict[str, Tensor]
+    writes: dict[str, Tensor]
+    row_bytes: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Code:
-    """What is read off: a thread's global ``loads`` and ``stores`` by width in bits, ``stack``, ``shared`` in bytes."""
+    """What is read off; ``loads`` and ``stores`` of global memory by width in bits, ``stack`` and ``shared`` in bytes."""
 
     instructions: int
     threads: int
@@ -65,43 +89,99 @@ class Code:
     barriers: int
     loads: Counter[int]
     stores: Counter[int]
+    pipes: Counter[str]
 
 
-def variants(d: int) -> Iterator[Variant]:
-    """Of every kernel, the forms that differ in more than a few instructions; the network speaks bfloat16."""
-    n = 64
-    x, f, net_in = torch.empty(n, d), torch.empty(n, d, dtype=torch.bfloat16), torch.empty(n, d, dtype=torch.bfloat16)
-    past, stream, bad = torch.empty(n, d), rng.stream(0), torch.full((n,), -1, dtype=torch.int32)
-    table = torch.empty(8, 9)
+def variants(d: int, n: int = 64, stream: Tensor | None = None, step: int = 2, shift: int = 0) -> Iterator[Variant]:
+    """Of every kernel, the forms that differ in more than a few instructions; the network speaks bfloat16 but in one.
 
-    def gbm_variant(kernel: str, form: str, *arguments: Any) -> Variant:
-        launch = functools.partial(getattr(gbm, kernel), *arguments)
-        return Variant(kernel, form, launch, lambda threads: 4 * gbm.QUADS)
+    Args:
+        shift: where in its memory every array begins, in elements.
+    """
 
-    noise = (stream, rng.Kind.TRAINING_NOISE, 3)
-    yield gbm_variant("fill_normal", "", x, *noise)
-    yield gbm_variant("gbm_perturb", "x_t", x, torch.empty(n, 3), *noise, x, None, None)
-    yield gbm_variant("gbm_perturb", "net_in z", x, torch.empty(n, 3), *noise, None, net_in, past)
-    for form in ("", "stein", "linear", "log", "log net_in", "log net_in history", "log linear net_in history"):
+    def array(dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(n * d + shift, dtype=dtype)[shift:].view(n, d)
+
+    stream = rng.stream(0) if stream is None else stream
+    bad, table = torch.full((n,), -1, dtype=torch.int32), torch.empty(step + 1, 9)
+    x, past, f, net_in = array(), array(), array(torch.bfloat16), array(torch.bfloat16)
+
+    def flat(threads: int) -> tuple[int, int]:
+        return 4 * gbm.QUADS, gbm.QUADS // threads
+
+    def whole_rows(module: ModuleType, threads: int) -> tuple[int, int]:
+        lanes = module.launch_shape(d)[1]
+        return threads // lanes * d, -(-d // (4 * lanes))
+
+    noise = (stream, rng.Kind.TRAINING_NOISE, step)
+    launch = functools.partial(gbm.fill_normal, x, *noise)
+    yield Variant("fill_normal", "", launch, flat, {}, {"out": x})
+    coefficients = torch.empty(n, 3)
+    launch = functools.partial(gbm.gbm_perturb, x, coefficients, *noise, x, None, None)
+    yield Variant("gbm_perturb", "x_t", launch, flat, {"x0": x}, {"x_t": x}, 12)
+    launch = functools.partial(gbm.gbm_perturb, x, coefficients, *noise, None, net_in, past)
+    yield Variant("gbm_perturb", "net_in z", launch, flat, {"x0": x}, {"net_in": net_in, "z": past}, 12)
+    for form in (
+        "",
+        "float32",
+        "stein",
+        "linear",
+        "log",
+        "log net_in",
+        "log net_in history",
+        "log linear net_in history",
+    ):
         flags = ("stein" in form, "linear" in form, "log" in form)
-        outputs = (past if "history" in form else None, net_in if "net_in" in form else None)
-        yield gbm_variant("gbm_step", form, x, f, table, stream, 2, bad, x, *outputs, *flags)
+        g = past if form == "float32" else f
+        outputs = _outputs(form, past, net_in)
+        launch = functools.partial(
+            gbm.gbm_step, x, g, table, stream, step, bad, x, outputs.get("history"), outputs.get("net_in"), *flags
+        )
+        reads = {"x": x, "f": g, **({"history": past} if "history" in form else {})}
+        yield Variant("gbm_step", form, launch, flat, reads, {"out": x, **outputs})
 
-    def row_variant(module: ModuleType, kernel: str, form: str, *arguments: Any) -> Variant:
-        launch = functools.partial(getattr(module, kernel), *arguments)
-        return Variant(kernel, form, launch, lambda threads: threads // module.launch_shape(d)[1] * d)
+    share = functools.partial(whole_rows, rotation)
+    arguments = (torch.empty(n, 4), torch.empty(2, 9, 65), stream, step)
+    launch = functools.partial(rotation.rotation_perturb, x, *arguments, None, net_in, past)
+    yield Variant("rotation_perturb", "", launch, share, {"u0": x}, {"net_in": net_in, "target": past}, 16)
+    for form in ("", "float32", "history", "angles", "angles history", "geodesic", "geodesic history"):
+        angles, geodesic = torch.empty(step + 1, 65) if "angles" in form else None, "geodesic" in form
+        g = past if form == "float32" else f
+        outputs = _outputs(form + " net_in", past, array() if form == "float32" else net_in)
+        launch = functools.partial(
+            rotation.rotation_step, x, g, table, angles, stream, step, bad, x,
+            outputs.get("history"), outputs["net_in"], geodesic,
+        )  # fmt: skip
+        reads = {"u": x, "f": g, **({"history": past} if "history" in form else {})}
+        yield Variant("rotation_step", form, launch, share, reads, {"out": x, **outputs})
 
-    coefficients, laws = torch.empty(n, 4), torch.empty(2, 9, 65)
-    yield row_variant(rotation, "rotation_perturb", "", x, coefficients, laws, stream, 3, None, net_in, past)
-    for form in ("", "history", "angles", "angles history", "geodesic", "geodesic history"):
-        angles = torch.empty(8, 65) if "angles" in form else None
-        outputs = (past if "history" in form else None, net_in, "geodesic" in form)
-        yield row_variant(rotation, "rotation_step", form, x, f, table, angles, stream, 2, bad, x, *outputs)
+    share, table = functools.partial(whole_rows, ring), torch.empty(step + 1, 3)
     for form in ("lie", "strang", "strang history", "strang restart"):
-        outputs = (past if form in ("strang history", "strang restart") else None, net_in)
-        flags = ("restart" in form, "strang" in form)
-        table = torch.empty(8, 3)
-        yield row_variant(ring, "ring_step", form, x, f, table, stream, 2, bad, x, *outputs, *flags)
+        restart = "restart" in form
+        outputs = _outputs(form + " net_in", past, net_in)
+        launch = functools.partial(
+            ring.ring_step, x, f, table, stream, step, bad, x, past if restart else outputs.get("history"),
+            outputs["net_in"], restart, "strang" in form,
+        )  # fmt: skip
+        reads = {"x": x, "f": f, **({"history": past} if restart else {})}
+        yield Variant("ring_step", form, launch, share, reads, {"out": x, **outputs})
+
+    launch = functools.partial(optim.egd_step, x.view(-1), past.view(-1), torch.empty(1))
+    yield Variant(
+        "egd_step",
+        "",
+        launch,
+        lambda threads: (optim.BLOCK, optim.BLOCK // (4 * threads)),
+        {"w": x, "g": past},
+        {"w": x},
+    )
+
+
+def _outputs(form: str, history: Tensor, net_in: Tensor) -> dict[str, Tensor]:
+    return {name: array for name, array in (("history", history), ("net_in", net_in)) if name in form.split()}
+
+
+# ---- what is compiled ----
 
 
 class _Driver:
@@ -153,6 +233,7 @@ def _read_nvidia(kernel: CompiledKernel) -> dict[str, Any]:
     while code[-1] == "NOP" or code[-1].startswith("BRA"):  # behind the end: a jump to itself, and padding
         code.pop()
     loads, stores = (Counter(_bits(op) for op in code if op.startswith(name)) for name in ("LDG", "STG"))
+    pipes = {name: sum((2 if ".WIDE" in op else 1) * op.startswith(ops) for op in code) for name, ops in _PIPES.items()}
     return {
         "instructions": len(code),
         "registers": int(usage["REG"]),
@@ -162,6 +243,7 @@ def _read_nvidia(kernel: CompiledKernel) -> dict[str, Any]:
         "barriers": sum(op.startswith("BAR") for op in code),
         "loads": loads,
         "stores": stores,
+        "pipes": Counter(pipes),
     }
 
 
@@ -184,6 +266,7 @@ def _read_amd(kernel: CompiledKernel) -> dict[str, Any]:
         "barriers": code.count("s_barrier"),
         "loads": Counter(_amd_bits(op) for op in code if re.match("(global|buffer|flat)_load", op)),
         "stores": Counter(_amd_bits(op) for op in code if re.match("(global|buffer|flat)_store", op)),
+        "pipes": Counter(),
     }
 
 
@@ -197,20 +280,166 @@ def _output(tool: Path, *arguments: str) -> str:
     return subprocess.run([tool, *arguments], capture_output=True, text=True, check=True).stdout
 
 
-def _cell(value: int | Counter[int]) -> int | str:
-    return value if isinstance(value, int) else " ".join(f"{count}x{bits}" for bits, count in sorted(value.items()))
+def accesses(kernel: CompiledKernel) -> dict[str, dict[str, bool]]:
+    """By "load" and "store", the arguments that are accessed, and whether always at an offset of 64 bits."""
+    text = kernel.asm["ttir"]
+    defined = {name: line for name, line in re.findall(r"^\s*(%\w+)(?::\d+)? = (.*)$", text, re.MULTILINE)}
+    found: dict[str, dict[str, bool]] = {"load": {}, "store": {}}
+    for kind, name in re.findall(r"tt\.(load|store) (%\w+)", text):
+        wide = False
+        while name in defined:
+            wide |= (
+                defined[name].startswith("tt.addptr")
+                and re.search(r", (tensor<[\dx]+x)?i64", defined[name]) is not None
+            )
+            match = re.match(r"[\w.]+ (%\w+)", defined[name])
+            assert match, defined[name]
+            name = match[1]
+        argument = name.removeprefix("%").removesuffix("_ptr")
+        found[kind][argument] = wide and found[kind].get(argument, True)
+    return found
+
+
+# ---- what is spoilt ----
+
+_Mutation = tuple[JITFunction, str, str]  # a function, and what of its text becomes what
+
+_SINE = (
+    maths.sine_cosine,
+    "return _polynomial(f * f, _SIN, 3) * f, _polynomial(f * f, _COS, 3)",
+    "return tl.sin(f * 0.7853981633974483), tl.cos(f * 0.7853981633974483)",
+)
+_NORMALS = (
+    philox.normals,
+    "x, y = box_muller(tl.join(word0, word2), tl.join(word1, word3))",
+    "seed, pairs = tl.load(stream_ptr), tl.join(4 * quad, 4 * quad + 2)\n"
+    "    x, y = tl.randn(seed, pairs), tl.randn(seed, pairs + 1)",
+)
+_FOUR_NORMALS = (
+    philox.four_normals,
+    "return z0, z1, z2, z3",
+    "seed = tl.load(stream_ptr)\n"
+    "    return tl.randn(seed, quad), tl.randn(seed, quad + 1), tl.randn(seed, quad + 2), tl.randn(seed, quad + 3)",
+)
+_NARROW = (".to(tl.int64)", "")
+_QUADS = {
+    "randn": _NORMALS,
+    "sine": _SINE,
+    "mask": (gbm._tile, "(row < rows_left)[:, None]", "offsets + 1 < rows_left * D"),
+    "rows": (gbm._tile, *_NARROW),
+}
+_WHOLE_ROWS = {
+    "randn": _NORMALS,
+    "sine": _SINE,
+    "mask": (rows.tile, "else exists,)", "else D * row + column + 1 < D * (n - first_row),)"),
+    "rows": (rows.tile, *_NARROW),
+}
+_RINGS = {
+    "randn": _FOUR_NORMALS,
+    "sine": _SINE,
+    "mask": (ring_rows._features, "quad_mask = mask[:, :, None]", "quad_mask = mask[:, :, None] & (feature + 1 < D)"),
+    "rows": (ring._ring_step_kernel, *_NARROW),
+}
+_WEIGHTS = {
+    "mask": (optim._egd_step_kernel, "lane < whole", "lane < count"),
+    "rows": (optim._egd_step_kernel, *_NARROW),
+}
+# Beside "unaligned", which is of every kernel and changes the launch.
+_MUTATIONS: dict[tuple[str, str], dict[str, _Mutation]] = {
+    ("fill_normal", ""): _QUADS,
+    ("gbm_perturb", "x_t"): _QUADS,
+    ("gbm_step", ""): _QUADS,
+    ("rotation_perturb", ""): _WHOLE_ROWS,
+    ("rotation_step", "angles"): _WHOLE_ROWS,
+    ("ring_step", "lie"): _RINGS,
+    ("egd_step", ""): _WEIGHTS,
+}
+
+
+def _spoil(function: JITFunction, old: str, new: str) -> None:
+    assert old in function.src, f"{old!r} is not in the text of {function.fn.__name__}"
+    function._unsafe_update_src(function.src.replace(old, new))
+
+
+# ---- tables ----
+
+_Task = tuple[str, str, str, str, int]  # mutant, target, kernel, form, d
+
+
+def _row(task: _Task) -> dict[str, Any]:
+    """A line of the table. A mutant changes the process that it is made in."""
+    mutant, target, kernel, form, d = task
+    if mutant not in ("", "unaligned"):
+        _spoil(*_MUTATIONS[kernel, form][mutant])
+    of_d = variants(d, shift=int(mutant == "unaligned"))
+    variant = next(v for v in of_d if (v.kernel, v.form) == (kernel, form))
+    machine_code = compiled(variant.launch, TARGETS[target])
+    code, found = read(machine_code), accesses(machine_code)
+    elements, quads = variant.share(code.threads)
+    arrays = [*variant.reads.values(), *variant.writes.values()]
+    kinds = (("load", variant.reads), ("store", variant.writes))
+    read_off = {field.name: getattr(code, field.name) for field in dataclasses.fields(code)}
+    pipes = read_off.pop("pipes")
+    return {
+        "mutant": mutant, "target": target, "kernel": kernel, "form": form, "d": d,
+        "instructions_per_element": f"{code.instructions * code.threads / elements:.2f}",
+        "bytes_per_element": f"{sum(array.itemsize for array in arrays) + variant.row_bytes / d:.3f}",
+        **{name: _widths(value) if isinstance(value, Counter) else value for name, value in read_off.items()},
+        "array_loads": _widths(_of_quads(variant.reads, quads)),
+        "array_stores": _widths(_of_quads(variant.writes, quads)),
+        "wide_offsets": int(all(found[kind].get(name, False) for kind, names in kinds for name in names)),
+        **{f"pipe_{name}": pipes[name] for name in _PIPES},
+    }  # fmt: skip
+
+
+def _of_quads(arrays: dict[str, Tensor], quads: int) -> Counter[int]:
+    """A thread's accesses to so many quads of every array, each at once."""
+    widths = Counter()
+    for array in arrays.values():
+        widths[4 * 8 * array.itemsize] += quads
+    return widths
+
+
+def _widths(counts: Counter[int]) -> str:
+    return " ".join(f"{count}x{bits}" for bits, count in sorted(counts.items()))
+
+
+def _table(tasks: Iterable[_Task]) -> list[dict[str, Any]]:
+    triton_key()  # is a hash of Triton's files, which every process would work out
+    with multiprocessing.get_context("fork").Pool(WORKERS, maxtasksperchild=1) as pool:
+        return pool.map(_row, tasks, chunksize=1)
+
+
+def codes() -> list[dict[str, Any]]:
+    """Of every variant on every target."""
+    return _table([("", target, v.kernel, v.form, D) for target, v in itertools.product(TARGETS, variants(D))])
+
+
+def mutants() -> list[dict[str, Any]]:
+    """Of one variant of every kernel on one target, spoilt in every way that applies."""
+    return _table([
+        (mutant, "sm_90", kernel, form, MUTANT_D.get(kernel, D))
+        for (kernel, form), mutations in _MUTATIONS.items()
+        for mutant in ("unaligned", *mutations)
+    ])  # fmt: skip
+
+
+def launches() -> list[dict[str, Any]]:
+    """Of every kernel, the variants that steps, seeds and batches of one (d, dtype) compile, and the arrays that they
+    write beside those that its operation says it does."""
+    driver.set_active(_Driver(TARGETS["sm_90"]))  # pyright: ignore[reportArgumentType]
+    return []
 
 
 def main() -> None:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    fields = [field.name for field in dataclasses.fields(Code)]
-    writer.writerow(("target", "kernel", "form", "d", "instructions_per_feature", *fields))
-    for target, variant in itertools.product(sys.argv[1:], variants(784)):
-        code = read(compiled(variant.launch, TARGETS[target]))
-        each = code.instructions * code.threads / variant.features(code.threads)
-        cells = (_cell(getattr(code, name)) for name in fields)
-        writer.writerow((target, variant.kernel, variant.form, 784, f"{each:.1f}", *cells))
-        sys.stdout.flush()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mutants", action="store_true")
+    parser.add_argument("--launches", action="store_true")
+    options = parser.parse_args()
+    table = mutants() if options.mutants else launches() if options.launches else codes()
+    writer = csv.DictWriter(sys.stdout, list(table[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
 
 
 if __name__ == "__main__":

@@ -219,7 +219,7 @@ def assert_bits_of_rows(case: Any, kernel: Callable[..., None], arrays: tuple[st
 
     def part(rows: slice) -> dict[str, Tensor]:
         parts = {name: getattr(case, name)[rows] for name in arrays}
-        return dataclasses.replace(case, stream=case.stream + torch.tensor([0, rows.start]), **parts).run(kernel)
+        return dataclasses.replace(case, stream=case.stream + torch.tensor([0, rows.start, 0]), **parts).run(kernel)
 
     torch.set_num_threads(1)
     alone = case.run(kernel)

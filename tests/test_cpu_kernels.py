@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from numba import njit
 from oracle import StepCase, assert_bits_of_rows, perturb_case, step_case
 
 from fastmsgm import rng
@@ -36,34 +37,37 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-def _words(quad: np.ndarray, sample: np.ndarray, kind: int, step: int, seed: int) -> np.ndarray:
-    """Words of quads and samples, shape (m, 4)."""
-    radius, angle = np.zeros_like(quad), np.zeros_like(quad)
-    philox.philox(len(quad), quad, sample, kind, step, seed, radius, angle)
-    radius, angle = radius.view(np.uint32).reshape(-1, 2), angle.view(np.uint32).reshape(-1, 2)
-    return np.stack((radius[:, 0], angle[:, 0], radius[:, 1], angle[:, 1]), axis=1)
+@njit
+def _words(quad, sample, step, seed):
+    """The four words at an address whose kind is in the sample's upper word."""
+    tables, _, products, radius, angle, _ = philox.buffers(4)
+    philox.rounds_of_quads(quad, 1, 2**40, sample >> 32, 0, step, seed, tables)
+    philox.rounds_of_samples(quad, 1, 2**40, sample, 0, seed, products)
+    philox.philox(1, tables, 0, products, np.uint64(seed), radius, angle)
+    radius, angle = radius.view(np.uint32), angle.view(np.uint32)
+    return radius[0], angle[0], radius[1], angle[1]
 
 
 @pytest.mark.parametrize(("counter", "key", "expected"), RANDOM123)
 def test_philox_known_answers(counter, key, expected):
-    quad = np.full(37, counter[0], np.uint64)  # as many as fill SIMD vectors and leave a rest
-    # The third word is kind * 2^24 + sample // 2^32: here the sample's high half holds all of it.
-    sample = np.full(37, counter[1] + (counter[2] << 32), np.uint64)
-    seed = int(np.uint64(key[0] + (key[1] << 32)).astype(np.int64))
-    words = _words(quad, sample, 0, counter[3], seed)
-    assert (words == np.array(expected, np.uint32)).all()
+    # The third word is kind * 2^24 + sample // 2^32: here the sample's upper word holds all of it.
+    sample, seed = (int(np.uint64(low + (high << 32)).astype(np.int64)) for low, high in (counter[1:3], key))
+    assert _words(counter[0], sample, counter[3], seed) == expected
 
 
 @pytest.mark.parametrize("start", [0, 2**32 - 3, 2**55])
-@pytest.mark.parametrize("d", [1, 6, 784])
+@pytest.mark.parametrize("d", [1, 6, 784, 20_000])
 def test_philox_words_of_a_stream(start, d):
     n, quads, kind, step = 7, (d + 3) // 4, rng.Kind.AUGMENTATION, 2**32 + 5
     stream = rng.stream(2**64 - 12345, start)
-    quad_of, sample_of = np.zeros((2, n * quads), np.uint64)
-    philox.addresses(0, n * quads, quads, start, quad_of, sample_of)
-    words = _words(quad_of, sample_of, int(kind), step, int(stream[0]))
+    room, words = philox.buffers(d), []
+    for first in range(0, n * quads, philox.BLOCK):
+        count = min(philox.BLOCK, n * quads - first)
+        philox.block_words(first, count, d, stream.numpy(), int(kind), step, room)
+        radius, angle = (w[:count].view(np.uint32).reshape(-1, 2) for w in room[3:5])
+        words.append(np.stack((radius[:, 0], angle[:, 0], radius[:, 1], angle[:, 1]), axis=1))
     expected = rng.words(n, quads, stream, kind, step).reshape(-1, 4).numpy()
-    assert (words == expected).all()
+    assert (np.concatenate(words) == expected).all()
 
 
 @pytest.mark.parametrize("d", [1, 3, 4, 130, 1030])

@@ -447,7 +447,7 @@ def test_the_named_reference_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"history": None, "restart": True}, ValueError, r"restart starts from history, got None: give what the step"),
         ({"history": torch.ones(6, 8)}, ValueError, r"history must match x \(6, 7\) on cpu, got \(6, 8\) on cpu"),
         ({"net_in": torch.ones(5, 7)}, ValueError, r"net_in must match x \(6, 7\) on cpu, got \(5, 7\) on cpu"),
-        ({"stream": torch.zeros(2)}, ValueError, r"stream must be int64 of shape \(2,\)"),
+        ({"stream": torch.zeros(2)}, ValueError, r"stream must be int64 of shape \(3,\)"),
     ],
 )
 @pytest.mark.parametrize("op", [ops.ring_step_, ops.ring_step])

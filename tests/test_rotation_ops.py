@@ -494,7 +494,7 @@ def transposed(shape: tuple[int, int]) -> Tensor:
         ({"history": torch.ones(6, 8)}, ValueError, r"history must match u \(6, 7\) on cpu, got \(6, 8\) on cpu"),
         ({"history": torch.ones(6, 7).half()}, TypeError, r"history must be float32, got torch\.float16"),
         ({"net_in": torch.ones(5, 7)}, ValueError, r"net_in must match u \(6, 7\) on cpu, got \(5, 7\) on cpu"),
-        ({"stream": torch.zeros(2)}, ValueError, r"stream must be int64 of shape \(2,\)"),
+        ({"stream": torch.zeros(2)}, ValueError, r"stream must be int64 of shape \(3,\)"),
     ],
 )
 def test_rotation_step_refuses(changes: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -518,7 +518,7 @@ def test_rotation_step_refuses(changes: dict[str, Any], error: type[Exception], 
         ({"u_t": torch.ones(6, 8)}, ValueError, r"u_t must match u0 \(6, 7\) on cpu, got \(6, 8\)"),
         ({"net_in": torch.ones(6, 7).double()}, TypeError, r"net_in must be float32 or bfloat16 or float16"),
         ({"target": transposed((6, 7))}, ValueError, r"target must be contiguous, got strides \(1, 6\)"),
-        ({"stream": torch.zeros(2)}, ValueError, r"stream must be int64 of shape \(2,\)"),
+        ({"stream": torch.zeros(2)}, ValueError, r"stream must be int64 of shape \(3,\)"),
     ],
 )
 def test_rotation_perturb_refuses(changes: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -51,10 +51,12 @@ def gbm_step(
     arrays = step_arrays(x, f, bad, out, history, net_in)
     numbers, step = address(stream, step)
     row = _row(table[step], linear, log_state)
-    over_rows(_step_rows, n, d, d, *arrays, row, numbers, step, stein, linear, log_state)
+    over_rows(
+        _step_rows, n, d, d, *arrays, row, numbers, step, stein, linear, log_state, x.data_ptr() == out.data_ptr()
+    )
 
 
-def _row(table_row: Tensor, linear: bool, log_state: bool) -> np.ndarray:
+def _row(table_row: Tensor, linear: bool, log_state: bool) -> tuple[np.float32, ...]:
     """The row as the loops use it.
 
     With a logarithm: D = k0 y + k1 g + k2 and t = a y + b D + b_prev D_prev + c + s z; without: t = k1 g + c + s z.
@@ -65,7 +67,7 @@ def _row(table_row: Tensor, linear: bool, log_state: bool) -> np.ndarray:
     if not log_state:
         c, k1 = b * k2 + c, b * k1 * unit
     a = (a - 1) * _LN2 if linear else a
-    return np.array((a, b * unit, b_prev * unit, c * unit, s * unit, k0 * _LN2, k1, k2, c_in * _LN2), np.float32)
+    return tuple(np.array((a, b * unit, b_prev * unit, c * unit, s * unit, k0 * _LN2, k1, k2, c_in * _LN2), np.float32))
 
 
 # ---- a range of rows ----
@@ -73,22 +75,22 @@ def _row(table_row: Tensor, linear: bool, log_state: bool) -> np.ndarray:
 
 @njit(nogil=True, cache=True)
 def _fill_rows(first, last, d, out, stream, kind, step):
-    room = buffers()
+    room = buffers(d)
     quads = (d + 3) // 4
     for quad in range(first * quads, last * quads, BLOCK):
         count, start, stop = extent(quad, last * quads, d)
-        copy(stop - start, block_noise(quad, count, d, stream, kind, step, room), out[start:stop])
+        block_noise(quad, count, d, stream, kind, step, room, out[start:stop])
 
 
 @njit(nogil=True, cache=True)
 def _perturb_rows(first, last, d, x0, coefficients, stream, kind, step, x_t, net_dtype, net_in, net_bits, z_out):
-    room = buffers()
-    shift_of, s_of, c_in_of, t, y = floats(), floats(), floats(), floats(), floats()
+    room = buffers(d)
+    z, shift_of, s_of, c_in_of, t, y = floats(), floats(), floats(), floats(), floats(), floats()
     quads = (d + 3) // 4
     for quad in range(first * quads, last * quads, BLOCK):
         count, start, stop = extent(quad, last * quads, d)
         size = stop - start
-        z = block_noise(quad, count, d, stream, kind, step, room)
+        block_noise(quad, count, d, stream, kind, step, room, z)
         _per_element(start, size, d, coefficients, shift_of, s_of, c_in_of)
         x = x0[start:stop]
         _perturb_increment(size, z, shift_of, s_of, t)
@@ -104,49 +106,47 @@ def _perturb_rows(first, last, d, x0, coefficients, stream, kind, step, x_t, net
 @njit(nogil=True, cache=True)
 def _step_rows(
     first, last, d, x_all, f_dtype, f_all, f_bits, bad, out, history, net_dtype, net_in, net_bits, row, stream, step,
-    stein, linear, log_state,
+    stein, linear, log_state, in_place,
 ):  # fmt: skip
-    room = buffers()
-    widened, y, denoised, t, new = floats(), floats(), floats(), floats(), floats()
+    room, z, widened, t = buffers(d), floats(), floats(), floats()
     quads = (d + 3) // 4
     for quad in range(first * quads, last * quads, BLOCK):
         count, start, stop = extent(quad, last * quads, d)
         size = stop - start
         prefetch_step(start, stop, x_all, f_all, f_bits, history)
-        z = block_noise(quad, count, d, stream, rng.Kind.STEP.value, step, room)
-        x = x_all[start:stop]
+        block_noise(quad, count, d, stream, rng.Kind.STEP.value, step, room, z)
+        x = out[start:stop]
+        if not in_place:
+            copy(size, x_all[start:stop], x)
         if f_dtype == FLOAT:
-            g = f_all[start:stop]
+            f = f_all[start:stop]
         else:
             widen(size, f_dtype, f_bits[start:stop], widened)
-            g = widened
+            f = widened
         if not log_state:
-            good = _step_score(size, x, g, z, row, stein, linear, new)
+            good = _step_score(size, x, f, z, row, stein, linear)
+        elif len(history):
+            good = _step_multistep(size, x, f, z, row, stein, linear, history[start:stop], t)
         else:
-            _denoise(size, x, g, row, stein, y, denoised)
-            _log_increment(size, y, denoised, z, row, t)
-            if len(history):
-                _multistep(size, denoised, row, t, history[start:stop])
-            good = _step_log(size, x, t, linear, new)
+            good = _step_log(size, x, f, z, row, stein, linear, t)
         if net_dtype != ABSENT:
             if linear:
-                _log(size, new, row[8], y)
+                _log(size, x, row[8], t)
             else:
-                _scale(size, row[8], t, y)
-            write(size, net_dtype, y, net_in[start:stop], net_bits[start:stop])
+                _scale(size, row[8], t)
+            write(size, net_dtype, t, net_in[start:stop], net_bits[start:stop])
         if not good:
-            _poison(size, new)
-            _mark(start, size, d, new, step, bad)
-        copy(size, new, out[start:stop])
+            _poison(size, x)
+            _mark(start, size, d, x, step, bad)
 
 
 # ---- the loops of a block: one pass each, no branch within ----
 
 
 @njit(nogil=True, cache=True)
-def _scale(size, factor, x, out):
+def _scale(size, factor, x):
     for i in range(size):
-        out[i] = factor * x[i]
+        x[i] = factor * x[i]
 
 
 @njit(nogil=True, cache=True)
@@ -156,51 +156,54 @@ def _log(size, x, factor, y):
 
 
 @njit(nogil=True, cache=True)
-def _denoise(size, x, f, row, stein, y, denoised):
-    """y = log2|x| and D."""
-    k0, k1, k2 = row[5], row[6], row[7]
-    for i in range(size):
-        y[i] = log2_abs(x[i])
-        gain = k1 * x[i] if stein else k1
-        denoised[i] = fma(k0, y[i], fma(gain, f[i], k2))
+def _denoised(x, y, f, k0, k1, k2, stein):
+    gain = k1 * x if stein else k1
+    return fma(k0, y, fma(gain, f, k2))
 
 
 @njit(nogil=True, cache=True)
-def _log_increment(size, y, denoised, z, row, t):
-    a, b, c, s = row[0], row[1], row[3], row[4]
-    for i in range(size):
-        t[i] = fma(a, y[i], fma(b, denoised[i], fma(s, z[i], c)))
+def _moved(x, t, linear):
+    return fma(x, t, x) if linear else from_bits(to_bits(exp2(t)) | np.uint32(to_bits(x) & SIGN))
 
 
 @njit(nogil=True, cache=True)
-def _multistep(size, denoised, row, t, history):
-    b_prev = row[2]
-    for i in range(size):
-        t[i] = fma(b_prev, history[i], t[i])
-    copy(size, denoised, history)
-
-
-@njit(nogil=True, cache=True)
-def _step_log(size, x, t, linear, new):
-    """The new state from t; whether all of it is normal numbers."""
+def _step_log(size, x, f, z, row, stein, linear, t):
+    """The new state, and t; whether all of it is normal numbers."""
+    a, b, _, c, s, k0, k1, k2, _ = row
     worst = np.uint32(0)
     for i in range(size):
-        sign = np.uint32(to_bits(x[i]) & SIGN)
-        new[i] = fma(x[i], t[i], x[i]) if linear else from_bits(to_bits(exp2(t[i])) | sign)
-        worst = max(worst, above_tiny(new[i]))
+        y = log2_abs(x[i])
+        t[i] = fma(a, y, fma(b, _denoised(x[i], y, f[i], k0, k1, k2, stein), fma(s, z[i], c)))
+        x[i] = _moved(x[i], t[i], linear)
+        worst = max(worst, above_tiny(x[i]))
     return worst < NORMALS
 
 
 @njit(nogil=True, cache=True)
-def _step_score(size, x, f, z, row, stein, linear, new):
+def _step_multistep(size, x, f, z, row, stein, linear, history, t):
+    """``_step_log`` with D read from ``history`` and written to it."""
+    a, b, b_prev, c, s, k0, k1, k2, _ = row
+    worst = np.uint32(0)
+    for i in range(size):
+        y = log2_abs(x[i])
+        denoised = _denoised(x[i], y, f[i], k0, k1, k2, stein)
+        t[i] = fma(b_prev, history[i], fma(a, y, fma(b, denoised, fma(s, z[i], c))))
+        history[i] = denoised
+        x[i] = _moved(x[i], t[i], linear)
+        worst = max(worst, above_tiny(x[i]))
+    return worst < NORMALS
+
+
+@njit(nogil=True, cache=True)
+def _step_score(size, x, f, z, row, stein, linear):
     """The new state where no logarithm is needed; whether all of it is normal numbers."""
     c, s, k1 = row[3], row[4], row[6]
     worst = np.uint32(0)
     for i in range(size):
         gain = k1 * x[i] if stein else k1
         t = fma(gain, f[i], fma(s, z[i], c))
-        new[i] = fma(x[i], t, x[i]) if linear else x[i] * exp2(t)
-        worst = max(worst, above_tiny(new[i]))
+        x[i] = fma(x[i], t, x[i]) if linear else x[i] * exp2(t)
+        worst = max(worst, above_tiny(x[i]))
     return worst < NORMALS
 
 

@@ -3,18 +3,26 @@
 A sample is a row of ceil(d / 4) quads (a quad is one Philox call: four words, four normals); a block is any range of
 the flat list of quads, so that samples of few features fill SIMD vectors too. The words of a block lie in two arrays,
 in the order of its pairs of normals: words 0 and 2 of every quad give the radii, words 1 and 3 the angles.
+
+Of the first three rounds, five products of six depend on the quad alone or on the sample alone; what they give is kept
+in tables by quad, and one number a sample.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
 
 from fastmsgm import rng
 
-from .scalar import cosine_sine, fma, log2
+from .scalar import cosine_sine, fma, intrinsic, log2
 
 BLOCK = 256  # quads: every buffer of a block fits into the L1 cache
+LONG_ROW = 4096  # quads of a row, above which its tables are made for each block
+VECTOR = 32
+_TABLE = LONG_ROW + BLOCK + VECTOR  # room for one table
 
 _LOW_HALF, _HALF, _KIND = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(24)
 _M0, _M1 = np.uint64(rng.PHILOX_M0), np.uint64(rng.PHILOX_M1)
@@ -41,27 +49,47 @@ def floats():
 @njit(nogil=True, cache=True)
 def words():
     """Room for one 64-bit word for each quad of a block."""
-    return np.empty(BLOCK, np.uint64)
+    return np.empty(BLOCK + VECTOR, np.uint64)
 
 
 @njit(nogil=True, cache=True)
-def buffers():
-    """Room for the noise of a block: quad_of, sample_of, radius_words, angle_words, z, and z without padding."""
-    return words(), words(), words(), words(), floats(), floats()
+def buffers(d):
+    """Room for the noise of rows of d features, of one kind and step: tables by quad and the upper word of the samples
+    that they are for (-1: none yet), products by sample, the words for radii and for angles, padded normals."""
+    tables = np.empty(4 * _TABLE, np.uint32)
+    return tables, np.full(1, -1, np.int64), words(), words(), words(), floats()
 
 
 @njit(nogil=True, cache=True)
-def block_noise(first, count, d, stream, kind, step, room):
-    """Normals of ``count`` quads from ``first`` on, in the elements' order; valid until ``room`` is used again."""
-    quad_of, sample_of, radius_words, angle_words, z, packed = room
-    quads = (d + 3) // 4
-    addresses(first, count, quads, stream[1], quad_of, sample_of)
-    philox(count, quad_of, sample_of, kind, step, stream[0], radius_words, angle_words)
-    normals(2 * count, radius_words.view(np.uint32), angle_words.view(np.uint32), z)
+def block_noise(first, count, d, stream, kind, step, room, z):
+    """Fill z with the normals of ``count`` quads from ``first`` on, in the elements' order."""
+    block_words(first, count, d, stream, kind, step, room)
+    _, _, _, radius_words, angle_words, padded = room
     if d % 4 == 0:
-        return z
-    pack(first, count, quads, d, z, packed)
-    return packed
+        normals(2 * count, radius_words.view(np.uint32), angle_words.view(np.uint32), z)
+    else:
+        normals(2 * count, radius_words.view(np.uint32), angle_words.view(np.uint32), padded)
+        pack(first, count, (d + 3) // 4, d, padded, z)
+
+
+@njit(nogil=True, cache=True)
+def block_words(first, count, d, stream, kind, step, room):
+    """Fill the room's words with those of ``count`` quads from ``first`` on."""
+    tables, upper, products, radius_words, angle_words, _ = room
+    quads, done = (d + 3) // 4, 0
+    while done < count:  # once, but where the upper word of the sample's number changes within the block
+        quad, sample = (first + done) % quads, stream[1] + (first + done) // quads
+        stop = min(count, done + (((sample >> 32) + 1 << 32) - sample) * quads - quad)
+        rounds_of_samples(quad, stop - done, quads, sample, kind, stream[0], products)
+        if quads > LONG_ROW:
+            rounds_of_quads(quad, stop - done, quads, sample >> 32, kind, step, stream[0], tables)
+            quad = 0
+        elif upper[0] != sample >> 32:
+            rounds_of_quads(0, quads + BLOCK, quads, sample >> 32, kind, step, stream[0], tables)
+            upper[0] = sample >> 32
+        seed, size = np.uint64(stream[0]), stop - done
+        philox(size, tables, quad, products, seed, radius_words[done:], angle_words[done:])
+        done = stop
 
 
 @njit(nogil=True, cache=True)
@@ -79,37 +107,102 @@ def _element(quad, d):
     return quad // quads * d + 4 * (quad % quads)
 
 
-@njit(nogil=True, cache=True)
-def addresses(first, count, quads, sample, quad_of, sample_of):
-    """Quad and sample of each of ``count`` quads from ``first`` of the flat list on, whose row 0 is ``sample``."""
-    k, quad = 0, first % quads
-    sample += first // quads
-    while k < count:
-        end = min(k + quads - quad, count)
-        for i in unsigned_range(k, end):
-            quad_of[i] = quad + (i - k)
-            sample_of[i] = sample
-        k, quad, sample = end, 0, sample + 1
+# ---- Philox4x32-10, with 32-bit words in 64-bit lanes ----
+
+# Products then need no widening, and what lies in the upper half of a lane (the high word of a product) is dropped when
+# the lane is next multiplied. A round is p0 = c0 M0, p1 = c2 M1, then c0, c1, c2, c3 = high(p1) ^ c1 ^ k0, low(p1),
+# high(p0) ^ c3 ^ k1, low(p0). At first c0 is the quad, c1 the sample, c2 the kind and the sample's upper word.
 
 
 @njit(nogil=True, cache=True)
-def philox(count, quad_of, sample_of, kind, step, seed, radius_words, angle_words):
-    """Ten rounds of Philox4x32; a pair of 32-bit words goes out as one 64-bit word, the first one low.
-
-    32-bit words are kept in 64-bit lanes: their products then need no widening, and what lies in the upper half of a
-    lane (the high word of a product) is dropped when the lane is next multiplied.
-    """
-    kind_word, w3 = np.uint64(kind) << _KIND, np.uint64(step) & _LOW_HALF
+def rounds_of_quads(quad, count, quads, upper, kind, step, seed, tables):
+    """What rounds 1 to 3 have of the quads: of ``count`` from ``quad`` on, after the last of a row its first again. In
+    order: c3 ^ k1 of round 2, c1 ^ k0 and the halves of p0 of round 3, the upper one ^ k1."""
     seed0, seed1 = np.uint64(seed) & _LOW_HALF, np.uint64(seed) >> _HALF
-    for k in range(count):
-        c0, c1, c2, c3 = quad_of[k], sample_of[k], kind_word + (sample_of[k] >> _HALF), w3
-        for i in range(rng.ROUNDS):
-            p0, p1 = (c0 & _LOW_HALF) * _M0, (c2 & _LOW_HALF) * _M1
-            c0 = (p1 >> _HALF) ^ c1 ^ (seed0 + _KEYS0[i])
-            c2 = (p0 >> _HALF) ^ c3 ^ (seed1 + _KEYS1[i])
-            c1, c3 = p1, p0
-        radius_words[k] = (c0 & _LOW_HALF) | (c2 << _HALF)
-        angle_words[k] = (c1 & _LOW_HALF) | (c3 << _HALF)
+    common = (((np.uint64(kind) << _KIND) + np.uint64(upper)) & _LOW_HALF) * _M1 & _LOW_HALF  # c1 after round 1
+    w3, i = np.uint64(step) & _LOW_HALF, 0
+    while i < count:
+        end = min(i + quads - quad, count)
+        for j in unsigned_range(i, end):
+            p0 = np.uint64(quad + (j - i)) * _M0
+            p1 = ((p0 >> _HALF) ^ w3 ^ ((seed1 + _KEYS1[0]) & _LOW_HALF)) * _M1
+            tables[j] = np.uint32(p0 ^ (seed1 + _KEYS1[1]))
+            tables[_TABLE + j] = np.uint32(p1 ^ (seed0 + _KEYS0[2]))
+            p0 = (((p1 >> _HALF) ^ common ^ (seed0 + _KEYS0[1])) & _LOW_HALF) * _M0
+            tables[2 * _TABLE + j] = np.uint32((p0 >> _HALF) ^ (seed1 + _KEYS1[2]))
+            tables[3 * _TABLE + j] = np.uint32(p0)
+        i, quad = end, 0
+
+
+@njit(nogil=True, cache=True)
+def rounds_of_samples(quad, count, quads, sample, kind, seed, products):
+    """p0 of round 2, which depends on the sample alone, for ``count`` quads from ``quad`` of this sample on."""
+    seed0 = np.uint64(seed) & _LOW_HALF
+    p1 = (((np.uint64(kind) << _KIND) + np.uint64(sample >> 32)) & _LOW_HALF) * _M1
+    i = 0
+    while i < count:
+        end = min(i + quads - quad, count)
+        product = (((p1 >> _HALF) ^ np.uint64(sample) ^ (seed0 + _KEYS0[0])) & _LOW_HALF) * _M0
+        for j in unsigned_range(i, end):
+            products[j] = product
+        i, quad, sample = end, 0, sample + 1
+
+
+@intrinsic
+def philox(typingctx, count, tables, quad, products, seed, radius_words, angle_words):
+    """The words of ``count`` quads, rounded up to whole vectors, whose tables begin at ``quad``; a pair of 32-bit words
+    goes out as one 64-bit word, the first one low."""
+    lanes, i64 = VECTOR, ir.IntType(64)
+    vector, narrow = ir.VectorType(i64, lanes), ir.VectorType(ir.IntType(32), lanes)
+
+    def codegen(context, builder, signature, args):
+        table, product, radius, angle = (
+            context.make_array(kind)(context, builder, value).data
+            for kind, value in ((signature.args[i], args[i]) for i in (1, 3, 5, 6))
+        )
+        low, half, m0, m1 = (_splat(builder, ir.Constant(i64, int(c)), lanes) for c in (_LOW_HALF, _HALF, _M0, _M1))
+        seed0 = builder.and_(args[4], ir.Constant(i64, int(_LOW_HALF)))
+        seed1 = builder.lshr(args[4], ir.Constant(i64, int(_HALF)))
+        order = [word for i in range(0, 2 * lanes, 2) for word in (i, 2 * lanes + i)]  # lower halves, in turn
+        pairs = ir.Constant(ir.VectorType(ir.IntType(32), 2 * lanes), order)
+        keys = [
+            [_splat(builder, builder.add(part, ir.Constant(i64, int(bumps[i]))), lanes) for i in range(3, rng.ROUNDS)]
+            for part, bumps in ((seed0, _KEYS0), (seed1, _KEYS1))
+        ]
+
+        def at(data, index, kind):
+            return builder.bitcast(builder.gep(data, [index]), kind.as_pointer())
+
+        def row(i, index):
+            offset = builder.add(builder.add(args[2], index), ir.Constant(i64, i * _TABLE))
+            return builder.zext(builder.load(at(table, offset, narrow), align=4), vector)
+
+        def high(p):
+            return builder.lshr(p, half)
+
+        zero, step = ir.Constant(i64, 0), ir.Constant(i64, lanes)
+        with cgutils.for_range_slice(builder, zero, args[0], step) as (k, _):
+            p0 = builder.load(at(product, k, vector), align=8)
+            p1 = builder.mul(builder.and_(builder.xor(high(p0), row(0, k)), low), m1)
+            c0, c1 = builder.xor(high(p1), row(1, k)), p1
+            c2, c3 = builder.xor(row(2, k), p0), row(3, k)
+            for k0, k1 in zip(*keys, strict=True):
+                p0, p1 = builder.mul(builder.and_(c0, low), m0), builder.mul(builder.and_(c2, low), m1)
+                c0 = builder.xor(builder.xor(high(p1), c1), k0)
+                c2 = builder.xor(builder.xor(high(p0), c3), k1)
+                c1, c3 = p1, p0
+            for data, first, second in ((radius, c0, c2), (angle, c1, c3)):
+                halves = (builder.bitcast(words, ir.VectorType(ir.IntType(32), 2 * lanes)) for words in (first, second))
+                builder.store(builder.shuffle_vector(*halves, pairs), at(data, k, pairs.type), align=8)
+        return context.get_dummy_value()
+
+    return types.none(types.int64, tables, types.int64, products, types.uint64, radius_words, angle_words), codegen
+
+
+def _splat(builder, scalar, lanes):
+    vector = ir.VectorType(scalar.type, lanes)
+    one = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.IntType(32)(0))
+    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes))
 
 
 @njit(nogil=True, cache=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from fastmsgm import rng
 
 from .arrays import FLOAT, address, copy, prefetch_step, step_arrays, widen
-from .philox import block_noise, buffers, unsigned_range
+from .philox import block_noise, buffers, floats, unsigned_range
 from .rows import combine, elements, mark_lost, put_tile, row_noise, row_numbers, square_of, tile
 from .scalar import HALF, NAN, ONE, ZERO, cosine_sine, fma, from_bits, is_normal, to_bits
 from .threads import over_rows
@@ -49,9 +49,10 @@ def _step_rows(
     step, restart, strang,
 ):  # fmt: skip
     drift, noise, c_in = numbers
-    room, uses = buffers(), 2 if strang else 1
+    uses = 2 if strang else 1
+    room, coin_room = buffers(uses * d), buffers(1)
     widened, new, square = elements(d), elements(d), row_numbers()
-    xi, cos, sin = elements(uses * d), elements(uses * d), elements(uses * d)
+    xi, cos, sin, coins = elements(uses * d), elements(uses * d), elements(uses * d), floats()
     drift_weights = _weights(d, 1, HALF if strang else ONE)
     noise_weights = _weights(d, uses, _SQRT_HALF if strang else ONE)
     for row in range(first, last, tile(uses * d)):
@@ -60,7 +61,8 @@ def _step_rows(
         prefetch_step(start, stop, x_all, f_all, f_bits, history)
         if noise != ZERO:
             row_noise(row, rows, uses * d, stream, rng.Kind.STEP.value, step, room, xi)
-        coins = square if strang else block_noise(row, rows, 1, stream, rng.Kind.ANGLE.value, step, room)
+        if not strang:
+            block_noise(row, rows, 1, stream, rng.Kind.ANGLE.value, step, coin_room, coins)
         if f_dtype == FLOAT:
             f = f_all[start:stop]
         else:

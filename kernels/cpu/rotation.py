@@ -26,10 +26,10 @@ from .arrays import (
     widen,
     write,
 )
-from .philox import BLOCK, block_noise, buffers
+from .philox import BLOCK, block_noise, buffers, floats
 from .rotation_flow import back_numbers, bilinear, flow_rows, project, turn_numbers
 from .rotation_geodesic import exponential_rows
-from .rows import combine, elements, mark_lost, measure, put_tile, row_noise, row_numbers, tile
+from .rows import combine, elements, mark_lost, measure, put_net, row_noise, row_numbers, tile
 from .threads import over_rows
 
 _NO_ANGLES = np.empty(0, np.float32)
@@ -71,18 +71,19 @@ def _numbers():
 
 @njit(nogil=True, cache=True)
 def _perturb_rows(first, last, d, u_all, coefficients, table, stream, step, u_t, net_dtype, net_in, net_bits, target):
-    room = buffers()
+    room, angle_room, z = buffers(d), buffers(1), floats()
     xi, new = elements(d), elements(d)
+    no_xi = xi[:0]
     scale, xi_u, square, rest, v, g, a, b = _numbers()[:8]
     for row in range(first, last, tile(d)):
         rows = min(tile(d), last - row)
         start, stop = row * d, (row + rows) * d
         prefetch(start, stop, u_all)
         row_noise(row, rows, d, stream, rng.Kind.TRAINING_NOISE.value, step, room, xi)
-        z = block_noise(row, rows, 1, stream, rng.Kind.TRAINING_ANGLE.value, step, room)
+        block_noise(row, rows, 1, stream, rng.Kind.TRAINING_ANGLE.value, step, angle_room, z)
         u, numbers = u_all[start:stop], coefficients[row : row + rows]
         for r in range(rows):
-            scale[r], xi_u[r], _, _ = measure(r * d, r * d + d, u, xi, u, u)
+            scale[r], xi_u[r], _, _ = measure(r * d, r * d + d, u, xi, no_xi, no_xi)
         bilinear(rows, numbers, table, z, v, g)
         project(rows, d, xi, u, scale, xi_u, square, rest)
         turn_numbers(rows, v, square, rest, scale, a, b)
@@ -107,8 +108,8 @@ def _step_rows(
     stream, step, geodesic,
 ):  # fmt: skip
     noisy = numbers[5] != 0 if geodesic else len(angles) > 0 and numbers[7] != 0
-    room = buffers()
-    widened, xi, tangent, new = elements(d), elements(d), elements(d), elements(d)
+    room, angle_room, z = buffers(d), buffers(1), floats()
+    widened, xi, tangent, buffer = elements(d), elements(d), elements(d), elements(d)
     no_xi, space, lost = xi[:0], _numbers(), np.empty(BLOCK, np.bool_)
     for row in range(first, last, tile(d)):
         rows = min(tile(d), last - row)
@@ -124,11 +125,16 @@ def _step_rows(
         u, past = u_all[start:stop], history[start:stop]
         noise = xi if noisy else no_xi
         if geodesic:
+            new = buffer[: stop - start]  # u is needed to the end
             exponential_rows(rows, d, u, f, past, noise, numbers, tangent, new, lost, space)
         else:
-            z = block_noise(row, rows, 1, stream, rng.Kind.ANGLE.value, step, room) if noisy else noise
+            new = out[start:stop]
+            if noisy:
+                block_noise(row, rows, 1, stream, rng.Kind.ANGLE.value, step, angle_room, z)
             flow_rows(rows, d, u, f, past, noise, numbers, angles, z, tangent, new, lost, space)
         for r in range(rows):
             if lost[r]:
                 mark_lost(r, d, new, past, row + r, step, bad)
-        put_tile(stop - start, new, numbers[8], out[start:stop], net_dtype, net_in[start:stop], net_bits[start:stop])
+        if geodesic:
+            copy(stop - start, new, out[start:stop])
+        put_net(stop - start, new, numbers[8], tangent, net_dtype, net_in[start:stop], net_bits[start:stop])

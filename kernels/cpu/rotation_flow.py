@@ -11,49 +11,62 @@ import math
 import numpy as np
 from numba import njit
 
-from .rows import CHUNK, SHORTEST, combine, measure, products
+from .rows import CHUNK, SHORTEST, combine, combine_products, measure, products
 from .scalar import INFINITY, ONE, TWO, ZERO, exp2
 
 _LOG2_E, _LOWEST = np.float32(1 / math.log(2.0)), np.float32(-126.0)
+LONG = 64  # features from which on xi is far from parallel to u, so that one projection, in numbers, is enough
 _Z_MAX, _Z_RANGE = np.float32(6.0), np.float32(12.0)  # angle tables have columns for z = -6 .. 6
 
 
 @njit(nogil=True, cache=True)
 def flow_rows(rows, d, u, f, past, xi, numbers, angles, z, tangent, new, lost, space):
-    """``new`` from u; D goes into ``past``. ``tangent`` holds the tangent part of D_w."""
+    """``new``, which may be u, from u; D goes into ``past``. ``tangent`` holds the tangent part of D_w."""
     alpha, sigma, w, length, spread = numbers[0], numbers[1], numbers[2], numbers[3], numbers[7]
-    scale, along, square, rest, xi_u, xi_tangent, a, b = space[:8]
+    scale, along, square, rest, xi_u, xi_tangent, xi_square, v, a, b, stay, across = space
     multistep, noisy = len(past) > 0, len(xi) > 0
-    w, before, noise = w if multistep else ZERO, past if multistep else u, xi if noisy else u
+    w = w if multistep else ZERO
     for r in range(rows):
         begin, end = r * d, r * d + d
-        scale[r], f_u, before_u, xi_u[r] = measure(begin, end, u, f, before, noise)
+        scale[r], f_u, past_u, xi_u[r] = measure(begin, end, u, f, past, xi)
         gain = (ONE + w) * sigma
-        along[r] = (ONE + w) * alpha - w * before_u * scale[r]
-        radial = (w * before_u - gain * f_u) * scale[r] * scale[r]
+        along[r] = (ONE + w) * alpha - w * past_u * scale[r]
+        radial = (w * past_u - gain * f_u) * scale[r] * scale[r]
         kept = (alpha - sigma * f_u * scale[r]) * scale[r]
-        size, product, xi_tangent[r] = ZERO, ZERO, ZERO
+        size, product, xi_tangent[r], xi_square[r] = ZERO, ZERO, ZERO, ZERO
         for i in range(begin, end, CHUNK):
             j = min(i + CHUNK, end)
-            combine(tangent, (gain, radial, -w), (f, u, before), i, j)
             if multistep:
+                parts = combine_products(tangent, (gain, radial, -w), (f, u, past), (u,), i, j)
                 combine(past, (sigma, kept), (f, u), i, j)
-            parts = products(tangent, (tangent, u, noise), i, j)
-            size, product, xi_tangent[r] = size + parts[0], product + parts[1], xi_tangent[r] + parts[2]
+            else:
+                parts = combine_products(tangent, (gain, radial), (f, u), (u,), i, j)
+            size, product = size + parts[0], product + parts[1]
+            if noisy:
+                parts = products(xi, (xi, tangent), i, j)
+                xi_square[r], xi_tangent[r] = xi_square[r] + parts[0], xi_tangent[r] + parts[1]
         rest[r] = product * scale[r]
         square[r] = size - rest[r] * rest[r]
     _flow_numbers(rows, length, scale, along, square, rest, lost, a, b)
+    if not noisy or d < LONG:
+        for r in range(rows):
+            combine(new, (a[r], b[r]), (u, tangent), r * d, r * d + d)
+    if not noisy:
+        return
+    _linear(rows, angles, spread, z, v)
     for r in range(rows):
-        combine(new, (a[r], b[r]), (u, tangent), r * d, r * d + d)
-    if noisy:
-        for r in range(rows):
-            xi_u[r] = a[r] * xi_u[r] + b[r] * xi_tangent[r]
-            scale[r] = ONE  # of new
-        _linear(rows, angles, spread, z, b)
+        xi_u[r] = a[r] * xi_u[r] + b[r] * xi_tangent[r]
+        scale[r] = ONE  # of new
+        square[r] = xi_square[r] - xi_u[r] * xi_u[r]
+    if d < LONG:
         project(rows, d, xi, new, scale, xi_u, square, rest)
-        turn_numbers(rows, b, square, rest, scale, a, along)
+        turn_numbers(rows, v, square, rest, scale, stay, across)
         for r in range(rows):
-            combine(new, (a[r], along[r]), (new, xi), r * d, r * d + d)
+            combine(new, (stay[r], across[r]), (new, xi), r * d, r * d + d)
+    else:
+        turn_numbers(rows, v, square, xi_u, scale, stay, across)
+        for r in range(rows):
+            combine(new, (stay[r] * a[r], stay[r] * b[r], across[r]), (u, tangent, xi), r * d, r * d + d)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -81,8 +94,7 @@ def project(rows, d, xi, u, scale, xi_u, square, rest):
         radial, size, product = -xi_u[r] * scale[r] * scale[r], ZERO, ZERO
         for i in range(begin, end, CHUNK):
             j = min(i + CHUNK, end)
-            combine(xi, (ONE, radial), (xi, u), i, j)
-            parts = products(xi, (xi, u), i, j)
+            parts = combine_products(xi, (ONE, radial), (xi, u), (u,), i, j)
             size, product = size + parts[0], product + parts[1]
         rest[r] = product * scale[r]
         square[r] = size - rest[r] * rest[r]

@@ -48,8 +48,7 @@ def row_noise(first, rows, d, stream, kind, step, room, xi):
     quads = (d + 3) // 4
     for quad in range(first * quads, (first + rows) * quads, BLOCK):
         count, start, stop = extent(quad, (first + rows) * quads, d)
-        z = block_noise(quad, count, d, stream, kind, step, room)
-        copy(stop - start, z, xi[start - first * d : stop - first * d])
+        block_noise(quad, count, d, stream, kind, step, room, xi[start - first * d : stop - first * d])
 
 
 @njit(nogil=True, cache=True)
@@ -65,9 +64,15 @@ def mark_lost(r, d, new, past, sample, step, bad):
 def put_tile(size, new, c_in, out, net_dtype, net_in, net_bits):
     """Write the tile out and, times c_in, to the network; ``new`` is used up."""
     copy(size, new, out)
+    put_net(size, new, c_in, new, net_dtype, net_in, net_bits)
+
+
+@njit(nogil=True, cache=True, inline="always")
+def put_net(size, new, c_in, scaled, net_dtype, net_in, net_bits):
+    """Write c_in times the tile to the network, by way of ``scaled``."""
     if net_dtype != ABSENT:
-        combine(new, (c_in,), (new,), 0, size)
-        write(size, net_dtype, new, net_in, net_bits)
+        combine(scaled, (c_in,), (new,), 0, size)
+        write(size, net_dtype, scaled, net_in, net_bits)
 
 
 # ---- a row ----
@@ -75,11 +80,16 @@ def put_tile(size, new, c_in, out, net_dtype, net_in, net_bits):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def measure(begin, end, u, f, past, xi):
-    """1 / |u| (NaN where |u|^2 is zero or infinite), and f.u, past.u and xi.u."""
+    """1 / |u| (NaN where |u|^2 is zero or infinite), and f.u, past.u and xi.u; an absent array (empty) gives 0."""
     square, f_u, past_u, xi_u = ZERO, ZERO, ZERO, ZERO
     for i in range(begin, end, CHUNK):
-        parts = products(u, (u, f, past, xi), i, min(i + CHUNK, end))
-        square, f_u, past_u, xi_u = square + parts[0], f_u + parts[1], past_u + parts[2], xi_u + parts[3]
+        stop = min(i + CHUNK, end)
+        parts = products(u, (u, f), i, stop)
+        square, f_u = square + parts[0], f_u + parts[1]
+        if len(past):
+            past_u += products(u, (past,), i, stop)[0]
+        if len(xi):
+            xi_u += products(u, (xi,), i, stop)[0]
     return np.sqrt(square) / square, f_u, past_u, xi_u
 
 
@@ -113,28 +123,61 @@ def products(typingctx, y, xs, start, stop):
 
 
 @intrinsic
+def combine_products(typingctx, out, factors, xs, ys, start, stop):
+    """``combine``, and in the same pass ``products`` of out with itself and with every y, which must not be out."""
+
+    def codegen(context, builder, signature, args):
+        target, *data = _pointers(context, builder, (signature.args[0], signature.args[2]), (args[0], args[2]))
+        _, *others = _pointers(context, builder, (signature.args[0], signature.args[3]), (args[0], args[3]))
+        spread = _spread(builder, args[1])
+        zeros = {lanes: ir.Constant(_vector(lanes), [0.0] * lanes) for lanes in _LANES}
+        sums = [{n: cgutils.alloca_once_value(builder, zero) for n, zero in zeros.items()} for _ in (target, *others)]
+
+        def body(lanes, index):
+            new = _combined(builder, spread[lanes], [_load(builder, x, index, lanes) for x in data])
+            builder.store(new, _at(builder, target, index, lanes), align=4)
+            for y, totals in zip((new, *(_load(builder, y, index, lanes) for y in others)), sums, strict=True):
+                builder.store(_fma(builder, y, new, builder.load(totals[lanes])), totals[lanes])
+
+        _vector_loops(builder, args[4], args[5], body)
+        return context.make_tuple(builder, signature.return_type, [_total(builder, totals) for totals in sums])
+
+    kinds = types.UniTuple(types.float32, len(factors)), xs, ys, types.intp, types.intp
+    return types.UniTuple(types.float32, 1 + len(ys))(out, *kinds), codegen
+
+
+@intrinsic
 def combine(typingctx, out, factors, xs, start, stop):
     """out[i] = the sum of factor x[i] over the pairs of them, for start <= i < stop; out may be an x."""
 
     def codegen(context, builder, signature, args):
         target, *data = _pointers(context, builder, (signature.args[0], signature.args[2]), (args[0], args[2]))
-        scalars = [
-            builder.insert_element(ir.Constant(_vector(1), ir.Undefined), factor, ir.IntType(32)(0))
-            for factor in cgutils.unpack_tuple(builder, args[1])
-        ]
-        spread = {lanes: [_lanes(builder, scalar, [0] * lanes) for scalar in scalars] for lanes in _LANES}
+        spread = _spread(builder, args[1])
 
         def body(lanes, index):
-            terms = zip(spread[lanes], [_load(builder, x, index, lanes) for x in data], strict=True)
-            total = builder.fmul(*next(terms))
-            for factor, x in terms:
-                total = _fma(builder, factor, x, total)
-            builder.store(total, _at(builder, target, index, lanes), align=4)
+            new = _combined(builder, spread[lanes], [_load(builder, x, index, lanes) for x in data])
+            builder.store(new, _at(builder, target, index, lanes), align=4)
 
         _vector_loops(builder, args[3], args[4], body)
         return context.get_dummy_value()
 
     return types.none(out, types.UniTuple(types.float32, len(factors)), xs, types.intp, types.intp), codegen
+
+
+def _spread(builder, factors):
+    """A tuple of numbers as vectors of every width."""
+    scalars = [
+        builder.insert_element(ir.Constant(_vector(1), ir.Undefined), factor, ir.IntType(32)(0))
+        for factor in cgutils.unpack_tuple(builder, factors)
+    ]
+    return {lanes: [_lanes(builder, scalar, [0] * lanes) for scalar in scalars] for lanes in _LANES}
+
+
+def _combined(builder, factors, xs):
+    total = builder.fmul(factors[0], xs[0])
+    for factor, x in zip(factors[1:], xs[1:], strict=True):
+        total = _fma(builder, factor, x, total)
+    return total
 
 
 def _pointers(context, builder, kinds, values):

@@ -1,4 +1,7 @@
-"""Rows over threads: a kernel that releases the GIL runs on ``torch.get_num_threads()`` ranges of rows at once.
+"""Rows over threads: a kernel that releases the GIL runs on ``torch.get_num_threads()`` threads at once.
+
+Each takes the next range of rows when it is done with one. A thread that shares its core then does less and nobody
+waits for it: after an operation of PyTorch's, OpenMP's own threads keep spinning for a few milliseconds.
 
 An own pool and not numba's parallel loops: those abort the process after a fork (OpenMP) or when two threads call
 at a time (workqueue).
@@ -7,7 +10,6 @@ at a time (workqueue).
 from __future__ import annotations
 
 import functools
-import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -15,24 +17,34 @@ from typing import Any
 
 import torch
 
-GRAIN = 2**15  # elements: about 20 us of one core's work, what handing over a range may cost
+GRAIN = 2**15  # elements for each thread: about 20 us of one core's work, what handing over a range may cost
+RANGE = 2**18  # elements of a range
 
 
 def over_rows(kernel: Callable[..., None], n: int, d: int, *args: Any) -> None:
-    """``kernel(first, last, *args)`` for ranges of rows that together are 0 .. n; the caller works on one of them."""
-    ranges = max(1, min(torch.get_num_threads(), n, n * d // GRAIN))
-    if ranges == 1:
+    """``kernel(first, last, *args)`` for ranges of rows that together are 0 .. n; the caller works with the others."""
+    threads = max(1, min(torch.get_num_threads(), n, n * d // GRAIN))
+    if threads == 1:
         kernel(0, n, *args)
         return
-    own, *rest = itertools.pairwise(n * i // ranges for i in range(ranges + 1))
-    pool = _pool(ranges - 1)
-    others = [pool.submit(kernel, *rows, *args) for rows in rest]
+    count = min(n, max(threads, n * d // RANGE))
+    ranges = iter([(n * i // count, n * (i + 1) // count) for i in range(count)])
+
+    def work() -> None:
+        for first, last in ranges:  # taking the next one is a single step of the interpreter
+            kernel(first, last, *args)
+
+    pool = _pool(threads - 1)
+    others = [pool.submit(work) for _ in range(threads - 1)]
     try:
-        kernel(*own, *args)
+        work()
     finally:
+        for other in others:
+            other.cancel()  # one that has not begun finds nothing left
         wait(others)  # also when interrupted: nobody writes into the arrays after the call
     for other in others:
-        other.result()
+        if not other.cancelled():
+            other.result()
 
 
 @functools.cache
