@@ -1,117 +1,128 @@
-"""``gbm_step`` on the CPU against the authors' eager expression and against ``torch.add``, 50,000 x 784 float32.
+"""``gbm_step`` against the authors' eager expression, the same done well in PyTorch, and ``torch.add``, 50,000 x 784.
 
 ``torch.add(x, s, out=o)`` moves the same 12 bytes an element as a step in place and computes nothing: the memory's own
-time. All are timed in turns in one process on all of torch's threads, each from the same state; ratios of medians.
+time. A multistep row reads and writes its history, too: 20 bytes, which an addition and a copy move.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
+import functools
 
-import pytest
-import results
+import compiling
+import gates
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
+from interleaved import Compare, Contender
 from torch import Tensor
 
-from fastmsgm import ops, rng
+from fastmsgm import ops, reference, rng
 
-N, D, ROUNDS = 50_000, 784, 20
+N, D = 50_000, 784
 SIGMA, MU, DELTA, ANNEAL = 0.8, 0.32, 1e-3, 0.5
+NOISE = ANNEAL * SIGMA * DELTA**0.5
+GAIN, SHIFT = SIGMA**2 * DELTA, (1.5 * SIGMA**2 - MU) * DELTA
 
 
 class Problem:
-    """A state, a network output and what a step needs, of ``n`` samples; the methods are what is timed."""
+    """A state, a network output and what a step needs, of ``n`` samples; every method returns the new state."""
 
-    def __init__(self, n: int) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.start = 1 + torch.rand(n, D, generator=generator)
-        self.x, self.out = self.start.clone(), torch.empty(n, D)
-        self.score = torch.randn(n, D, generator=generator)
-        self.history = torch.zeros(n, D)
-        self.bad = torch.full((n,), -1, dtype=torch.int32)
-        self.stream = rng.stream(0)
-        e, c, s = DELTA * SIGMA**2, DELTA * (SIGMA**2 / 2 - MU), ANNEAL * SIGMA * DELTA**0.5
+    def __init__(self, n: int, device: torch.device) -> None:
+        torch.manual_seed(0)
+        self.start = 1 + torch.rand(n, D, device=device)
+        self.past = torch.randn(n, D, device=device)
+        self.score = torch.randn(n, D, device=device)
+        self.x, self.history = self.start.clone(), self.past.clone()
+        self.out, self.scratch = torch.empty_like(self.x), torch.empty_like(self.x)
+        self.bad = torch.full((n,), -1, dtype=torch.int32, device=device)
+        self.stream = rng.stream(0, 0, device)
         # At s = 0, from the Stein score: log x' = log x + e (x score + 1) + c + s z.
-        self.dale_langevin = torch.tensor([[1 - e, e, 0, c, s, 1, 1, 1, 1]])
-        self.multistep_row = torch.tensor([[0.8, 0.3, -0.1, 0, 0.1, 0.5, 0.5, 0, 1]])
+        e, c = GAIN, DELTA * (SIGMA**2 / 2 - MU)
+        self.dale_langevin = torch.tensor([[1 - e, e, 0, c, NOISE, 1, 1, 1, 1]], device=device)
+        self.multistep_row = torch.tensor([[0.8, 0.3, -0.1, 0, 0.1, 0.5, 0.5, 0, 1]], device=device)
+        self.compiled = compiling.compiled(formula, device)
+
+    def reset(self) -> None:
+        self.x.copy_(self.start)
+        self.history.copy_(self.past)
+
+    # ---- ours ----
+
+    def step(self) -> Tensor:
+        args = (self.dale_langevin, self.stream, 0, self.bad, None, None)
+        ops.gbm_step_(self.x, self.score, *args, stein=True, linear=False, log_state=False)
+        return self.x
+
+    def multistep(self) -> Tensor:
+        args = (self.multistep_row, self.stream, 0, self.bad, self.history, None)
+        ops.gbm_step_(self.x, self.score, *args, stein=False, linear=False, log_state=True)
+        return self.x
+
+    def check_step(self, x: Tensor) -> None:
+        self._check(x, self.dale_langevin, None, stein=True)
+
+    def check_multistep(self, x: Tensor) -> None:
+        self._check(x, self.multistep_row, self.past, stein=False)
+
+    def _check(self, x: Tensor, table: Tensor, past: Tensor | None, stein: bool) -> None:
+        assert bool((self.bad == -1).all())
+        for rows in gates.ends(len(x)):
+            wanted, bad = torch.empty_like(x[rows]), self.bad[rows].clone()
+            history = None if past is None else past[rows].clone()
+            args = (table, rng.stream(0, rows.start, x.device), 0, bad, wanted, history, None)
+            reference.gbm_step(
+                self.start[rows], self.score[rows], *args, stein=stein, linear=False, log_state=not stein
+            )
+            gates.close(x[rows], wanted)
+            if history is not None:
+                gates.close(self.history[rows], history, absolute=2e-6)
+
+    # ---- theirs ----
 
     def eager(self) -> Tensor:
         """The authors' update: x exp(delta (sigma^2 x score - mu + 3/2 sigma^2) + anneal sigma sqrt(delta) z)."""
-        x, noise = self.x, ANNEAL * SIGMA * DELTA**0.5
+        x = self.x
         drift = SIGMA**2 * DELTA * (x * self.score) - (MU - 1.5 * SIGMA**2) * DELTA * torch.ones_like(x)
-        return x.mul(torch.exp(drift + noise * torch.randn_like(x)))
+        return x.mul(torch.exp(drift + NOISE * torch.randn_like(x)))
 
-    def add(self) -> None:
-        torch.add(self.x, self.score, out=self.out)
+    def in_place(self) -> Tensor:
+        self.scratch.normal_(SHIFT, NOISE).addcmul_(self.x, self.score, value=GAIN).exp_()
+        return self.x.mul_(self.scratch)
 
-    def step(self) -> None:
-        args = (self.dale_langevin, self.stream, 0, self.bad, None, None)
-        ops.gbm_step_(self.x, self.score, *args, stein=True, linear=False, log_state=False)
+    def graph(self) -> Tensor:
+        return self.compiled(self.x, self.score)
 
-    def multistep(self) -> None:
-        args = (self.multistep_row, self.stream, 0, self.bad, self.history, None)
-        ops.gbm_step_(self.x, self.score, *args, stein=False, linear=False, log_state=True)
+    def check_theirs(self, x: Tensor) -> None:
+        increment = (x / self.start).log()
+        self.reset()
+        gates.same_law(increment, (self.step() / self.start).log(), given=self.start * self.score)
 
+    # ---- the copy limits ----
 
-@pytest.mark.parametrize("name", ["step", "multistep"])
-def test_step_equals_reference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    problems = {}
-    for backend in ("cpu", "reference"):
-        monkeypatch.setenv("FASTMSGM_BACKEND", backend)
-        problems[backend] = Problem(100)
-        getattr(problems[backend], name)()
-    ours, theirs = problems["cpu"], problems["reference"]
-    torch.testing.assert_close(ours.x, theirs.x, rtol=2e-6, atol=0)
-    torch.testing.assert_close(ours.history, theirs.history, rtol=2e-6, atol=2e-6)
-    assert (ours.bad == -1).all()
+    def add(self) -> Tensor:
+        return torch.add(self.x, self.score, out=self.out)
 
+    def add_and_copy(self) -> Tensor:
+        self.scratch.copy_(self.history)
+        return self.add()
 
-def test_eager_is_a_step_with_other_noise() -> None:
-    problem = Problem(1000)
-    eager = problem.eager()
-    problem.step()
-    difference = (problem.x / eager).log()
-    noise = 2**0.5 * ANNEAL * SIGMA * DELTA**0.5
-    assert abs(difference.mean()) < 6 * noise / difference.numel() ** 0.5
-    assert difference.std() == pytest.approx(noise, rel=0.01)
+    def check_add(self, out: Tensor) -> None:
+        assert torch.equal(out, self.start + self.score)
 
 
-def test_gbm_step(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> None:
-    timed = request.config.getoption("--benchmark")
-    assert ops.backend("cpu") == "cpu", "the CPU kernels do not run here: nothing to time"
-    problem = Problem(N if timed else 500)
-    seconds: dict[str, list[float]] = {name: [] for name in ("eager", "add", "step", "multistep")}
-
-    def turn() -> None:
-        for name, times in seconds.items():
-            problem.x.copy_(problem.start)
-            begin = time.perf_counter()
-            getattr(problem, name)()
-            times.append(time.perf_counter() - begin)
-
-    turn()  # compiles the kernels
-    for times in seconds.values():
-        times.clear()
-    benchmark.pedantic(turn, rounds=ROUNDS if timed else 1)
-    assert (problem.bad == -1).all()
-    if timed:
-        _report(seconds)
+def formula(x: Tensor, score: Tensor) -> Tensor:
+    return x.mul_(torch.exp(GAIN * x * score + SHIFT + NOISE * torch.randn_like(x)))
 
 
-def _report(seconds: dict[str, list[float]]) -> None:
-    median = {name: statistics.median(times) for name, times in seconds.items()}
-    threads = torch.get_num_threads()
-    for name, times in seconds.items():
-        low, _, high = statistics.quantiles(times, n=4)
-        note = f"{N} x {D} float32, {threads} threads, quartiles {1e3 * low:.1f} .. {1e3 * high:.1f} ms"
-        results.append(benchmark="gbm_step", quantity=name, value=1e3 * median[name], unit="ms", note=note)
-    for name in ("step", "multistep"):
-        for quantity, value in (
-            (f"{name}: times faster than eager", median["eager"] / median[name]),
-            (f"{name}: times slower than torch.add", median[name] / median["add"]),
-        ):
-            note = f"medians of {ROUNDS} in turns, {threads} threads"
-            results.append(benchmark="gbm_step", quantity=quantity, value=value, unit="ratio", note=note)
-            print(f"{quantity}: {value:.2f}")
+def test_gbm_step(compare: Compare) -> None:
+    p = Problem(compare.size(N, 500), compare.device)
+    row = functools.partial(Contender, prepare=p.reset)
+    theirs = functools.partial(row, check=p.check_theirs, against="step", limit="torch.add")
+    contenders = [
+        row("step", p.step, p.check_step, limit="torch.add"),
+        row("multistep", p.multistep, p.check_multistep, limit="torch.add and a copy"),
+        theirs("eager", p.eager),
+        theirs("in place", p.in_place),
+        theirs("compiled", p.graph, compiled=True),
+        row("torch.add", p.add, p.check_add),
+        row("torch.add and a copy", p.add_and_copy, p.check_add),
+    ]
+    compare("gbm_step", f"{len(p.x)} x {D} float32", contenders, rounds=20)

@@ -1,154 +1,184 @@
-"""``rotation_step`` on the CPU against plain PyTorch and against the authors' Runge-Kutta steps, all on one thread.
+"""``rotation_step`` against PyTorch and ``torch.add``, 10,000 x 1024; then, on one thread, its cost by dimension, and
+the authors' Runge-Kutta steps.
 
-A step is SDE-DPM-Solver++(1): the exact flow towards the denoised direction, then heat-kernel noise. The authors' steps
-get their network's outputs for nothing, too. All of one size are timed in turns in one process; ratios of medians.
+A step is SDE-DPM-Solver++(1), or (2M) with its history: the exact flow towards the denoised direction, then heat-kernel
+noise.
 """
 
 from __future__ import annotations
 
 import functools
-import math
-import statistics
-import time
-from collections.abc import Callable
 
-import msgm_authors
+import compiling
+import gates
 import pytest
-import results
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
+from directions import Directions, tangent, unit
+from interleaved import SEED, Compare, Contender
 from torch import Tensor
 
-from fastmsgm import ops, rng
+from fastmsgm import ops, reference, rng
 
-ELEMENTS, ROUNDS = 2**22, 10
-LAW = (0.6, 0.05, 0.0, 0.8, 0.0, 0.0, 0.0, 0.7, 1.0)  # a row of the solver's table; the step's noise has spread 0.7
-ANGLES = torch.linspace(0.2, 1.8, 257)[None]  # V at z = -6 .. 6
-DT, T = 1 / 128, 0.5  # the authors' step and where in time it is
+N, D = 10_000, 1024
+ALPHA, SIGMA, LENGTH, SPREAD = 0.6, 0.05, 0.8, 0.7
+NODES, Z_MAX, SLOPE = 257, 6.0, 0.13  # of the table of angles: 1 + 0.13 z at z = -6 .. 6
 
 
-class Problem:
-    """Directions, a network's output and what a step needs, n samples of d features; the methods are what is timed."""
+class Problem(Directions):
+    """What a step needs, n samples of d features."""
 
-    def __init__(self, n: int, d: int) -> None:
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(n, d, generator=generator)
-        self.start = x / x.norm(dim=1, keepdim=True)
-        self.u = self.start.clone()
-        self.f = torch.randn(n, d, generator=generator)
-        self.bad = torch.full((n,), -1, dtype=torch.int32)
-        self.stream, self.table = rng.stream(0), torch.tensor([LAW])
+    def __init__(self, n: int, d: int, device: torch.device) -> None:
+        super().__init__(n, d, device)
+        first = (ALPHA, SIGMA, 0.0, LENGTH, 0.0, 0.0, 0.0, SPREAD, 1.0)
+        second = (ALPHA, SIGMA, 0.4, LENGTH, 0.0, 0.0, 0.0, SPREAD, 1.0)
+        self.first, self.second = (torch.tensor([row], device=device) for row in (first, second))
+        self.angles = 1 + SLOPE * torch.linspace(-Z_MAX, Z_MAX, NODES, device=device)[None]
+        self.scratch, self.z = torch.empty_like(self.u), torch.empty(n, device=device)
+        self.compiled = compiling.compiled(formula, device)
 
-    def step(self) -> None:
-        args = (self.table, ANGLES, self.stream, 0, self.bad, None, None)
+    # ---- ours ----
+
+    def step(self) -> Tensor:
+        args = (self.first, self.angles, self.stream, 0, self.bad, None, None)
         ops.rotation_step_(self.u, self.f, *args, geodesic=False)
+        return self.u
+
+    def multistep(self) -> Tensor:
+        args = (self.second, self.angles, self.stream, 0, self.bad, self.history, None)
+        ops.rotation_step_(self.u, self.f, *args, geodesic=False)
+        return self.u
+
+    def check_step(self, u: Tensor) -> None:
+        self._check(u, self.first, None)
+
+    def check_multistep(self, u: Tensor) -> None:
+        self._check(u, self.second, self.past)
+
+    def _check(self, u: Tensor, table: Tensor, past: Tensor | None) -> None:
+        assert bool((self.bad == -1).all())
+        for rows in gates.ends(len(u)):
+            wanted, bad = torch.empty_like(u[rows]), self.bad[rows].clone()
+            history = None if past is None else past[rows].clone()
+            args = (table, self.angles, rng.stream(0, rows.start, u.device), 0, bad, wanted, history, None)
+            reference.rotation_step(self.start[rows], self.f[rows], *args, geodesic=False)
+            gates.close(u[rows], wanted, absolute=1e-5)
+            if history is not None:
+                gates.close(self.history[rows], history, absolute=1e-5)
+
+    # ---- theirs ----
 
     def plain(self) -> Tensor:
-        """The same formula as one writes it in PyTorch, with its own generator."""
-        u, (alpha, sigma, _, length, *_, spread, _) = self.u, LAW
-        aim = alpha * u + sigma * tangent(self.f, u)
-        along = (aim * u).sum(1, keepdim=True)
-        across = aim - along * u
-        width, size = across.norm(dim=1, keepdim=True), aim.norm(dim=1, keepdim=True)
-        half = torch.where(along >= 0, width / (size + along), (size - along) / width)
-        turned = half * -torch.expm1(-size * length) / (1 + half**2 * torch.exp(-size * length))
-        u = ((1 - turned**2) * u + 2 * turned * (across / width)) / (1 + turned**2)
-        position = (torch.randn(len(u)).clamp(-6, 6) + 6) * ((ANGLES.shape[1] - 1) / 12)
-        column = position.long().clamp(max=ANGLES.shape[1] - 2)
-        v = (spread * torch.lerp(ANGLES[0, column], ANGLES[0, column + 1], position - column)).clamp(0, 2)[:, None]
-        w = tangent(torch.randn_like(u), u)
-        return (1 - v) * u + torch.sqrt(v * (2 - v)) / w.norm(dim=1, keepdim=True) * w
+        return formula(self.u, self.f, self.angles[0])
 
-    def authors(self, product: msgm_authors.Product) -> Tensor:
-        """A step of their Runge-Kutta method, then the norms are restored."""
-        drive = self.f * DT + math.sqrt(DT) * torch.randn_like(self.u)
-        x = msgm_authors.rk4(lambda x, t: math.sqrt(msgm_authors.beta(t)) * product(x, drive), self.u, T, DT)
-        return x * (1 / x.norm(dim=1, keepdim=True))
+    def graph(self) -> Tensor:
+        return self.compiled(self.u, self.f, self.angles[0])
 
+    def in_place(self) -> Tensor:
+        """Both halves of a step as p u + q v with numbers p and q of each row, nothing of the size of u allocated."""
+        u, f, noise = self.u, self.f, self.scratch
+        radial = rows_dot(f, u)
+        width = SIGMA * (rows_dot(f, f) - radial**2).sqrt()
+        cosine, sine = flow(torch.full_like(width, ALPHA), width)
+        sine = sine * SIGMA / width
+        u.mul_(cosine - sine * radial).addcmul_(f, sine)
+        v = angle(self.z.normal_(), self.angles[0])
+        noise.normal_()
+        radial = rows_dot(noise, u)
+        sine = torch.sqrt(v * (2 - v)) / (rows_dot(noise, noise) - radial**2).sqrt()
+        return u.mul_(1 - v - sine * radial).addcmul_(noise, sine)
 
-def tangent(v: Tensor, u: Tensor) -> Tensor:
-    return v - (v * u).sum(1, keepdim=True) * u
+    def check_theirs(self, u: Tensor) -> None:
+        """The reference's flow, then the noise that the contender drew."""
+        torch.manual_seed(SEED)
+        z, noise = torch.randn_like(self.z), torch.randn_like(self.u)
+        for rows in gates.ends(len(u)):
+            start, f, bad = self.start[rows].double(), self.f[rows].double(), self.bad[rows].clone()
+            flowed = torch.empty_like(start)
+            reference.rotation_step(start, f, self.first, None, self.stream, 0, bad, flowed, None, None, geodesic=False)
+            v = SPREAD * (1 + SLOPE * z[rows].double()[:, None])
+            w = unit(tangent(noise[rows].double(), flowed))
+            gates.close(u[rows].double(), (1 - v) * flowed + torch.sqrt(v * (2 - v)) * w, absolute=1e-5)
 
-
-def test_plain_is_the_same_step_with_other_noise() -> None:
-    problem = Problem(20_000, 16)
-    plain = problem.plain()
-    problem.step()
-    assert (problem.bad == -1).all()
-    for mean in (lambda x: (x * problem.start).sum(1), lambda x: (x * tangent(problem.f, problem.start)).sum(1)):
-        ours, theirs = mean(problem.u), mean(plain)
-        error = math.hypot(ours.std(), theirs.std()) / len(ours) ** 0.5
-        assert abs(ours.mean() - theirs.mean()) < 5 * error
-
-
-def test_products_of_the_authors_keep_norms_and_agree() -> None:
-    x, w = torch.randn(5, 6), torch.randn(5, 6)
-    eye = torch.eye(6)
-    ring = msgm_authors.sparse_product(6)
-    tensor = torch.stack([torch.stack([ring(e[None], k[None])[0] for e in eye], 1) for k in eye], 2)
-    torch.testing.assert_close(msgm_authors.dense_product(tensor)(x, w), ring(x, w))
-    assert (ring(x, w) * x).sum(1).abs().max() < 1e-5
-    assert tensor.square().sum() == pytest.approx(6)
+    def check_compiled(self, u: Tensor) -> None:
+        self.reset()
+        self.check_same_law(u, self.step())
 
 
-SIZES = {  # features: what is timed there
-    16: ("step",), 128: ("step", "authors, dense"), 256: ("step",), 1024: ("step", "plain", "authors, sparse"),
-    4096: ("step",), 16384: ("step",),
-}  # fmt: skip
+def formula(u: Tensor, f: Tensor, angles: Tensor) -> Tensor:
+    """A step as one writes it in PyTorch, with its own generator."""
+    aim = ALPHA * u + SIGMA * tangent(f, u)
+    along = (aim * u).sum(1, keepdim=True)
+    across = aim - along * u
+    width = across.norm(dim=1, keepdim=True)
+    cosine, sine = flow(along, width)
+    u = cosine * u + sine * (across / width)
+    v = angle(torch.randn(len(u), device=u.device), angles)
+    w = tangent(torch.randn_like(u), u)
+    return (1 - v) * u + torch.sqrt(v * (2 - v)) / w.norm(dim=1, keepdim=True) * w
 
 
-def test_rotation_step(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> None:
-    timed = bool(request.config.getoption("--benchmark"))
-    assert ops.backend("cpu") == "cpu", "the CPU kernels do not run here: nothing to time"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    runs = {(name, d): run(name, d, timed) for d, names in SIZES.items() for name in names}
-    seconds: dict[tuple[str, int], list[float]] = {key: [] for key in runs}
-
-    def turn() -> None:
-        for key, (step, n) in runs.items():
-            begin = time.perf_counter()
-            step()
-            seconds[key].append((time.perf_counter() - begin) / n)
-
-    try:
-        turn()  # compiles the kernels
-        for times in seconds.values():
-            times.clear()
-        benchmark.pedantic(turn, rounds=ROUNDS if timed else 1)
-    finally:
-        torch.set_num_threads(threads)
-    if timed:
-        report(seconds)
+def flow(along: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the angle that the flow turns u by, towards an aim with these parts along and across u."""
+    size = torch.hypot(along, width)
+    half = torch.where(along >= 0, width / (size + along), (size - along) / width)
+    turned = half * -torch.expm1(-size * LENGTH) / (1 + half**2 * torch.exp(-size * LENGTH))
+    return (1 - turned**2) / (1 + turned**2), 2 * turned / (1 + turned**2)
 
 
-def run(name: str, d: int, timed: bool) -> tuple[Callable[[], object], int]:
-    """What to call, and how many samples it steps."""
-    elements = ELEMENTS if timed else 2**12
-    n = max(1, elements // d // (d if name == "authors, dense" else 1))
-    problem = Problem(n, d)
-    if name == "authors, dense":
-        return functools.partial(problem.authors, msgm_authors.dense_product(msgm_authors.dense_tensor(d, 0))), n
-    if name == "authors, sparse":
-        return functools.partial(problem.authors, msgm_authors.sparse_product(d)), n
-    return getattr(problem, name), n
+def angle(z: Tensor, angles: Tensor) -> Tensor:
+    """1 - cosine of the noise's angle, (n, 1), from a normal each."""
+    position = (z.clamp(-Z_MAX, Z_MAX) + Z_MAX) * ((NODES - 1) / (2 * Z_MAX))
+    column = position.long().clamp(max=NODES - 2)
+    return (SPREAD * torch.lerp(angles[column], angles[column + 1], position - column)).clamp(0, 2)[:, None]
 
 
-def report(seconds: dict[tuple[str, int], list[float]]) -> None:
-    """Rows of the results: nanoseconds an element, and the ratios that the comparison is about."""
-    median = {key: statistics.median(times) for key, times in seconds.items()}
-    for (name, d), times in seconds.items():
-        low, _, high = (1e9 / d * t for t in statistics.quantiles(times, n=4))
-        note = f"float32, 1 thread, {ROUNDS} rounds in turns, quartiles {low:.3g} .. {high:.3g}"
-        row(f"{name}, d = {d}", 1e9 / d * median[name, d], "ns/element", note)
-    for name, d in (("plain", 1024), ("authors, dense", 128), ("authors, sparse", 1024)):
-        row(f"times faster than {name}, d = {d}", median[name, d] / median["step", d], "ratio", "medians, 1 thread")
-    element = {d: median["step", d] / d for d in SIZES}
-    wide = [element[d] for d in (256, 1024, 4096, 16384)]
-    row("dearest over cheapest element, d = 256 .. 16384", max(wide) / min(wide), "ratio", "medians, 1 thread")
-    row("an element at d = 16 over one at d = 1024", element[16] / element[1024], "ratio", "medians, 1 thread")
+def rows_dot(x: Tensor, y: Tensor) -> Tensor:
+    return torch.linalg.vecdot(x, y)[:, None]
 
 
-def row(quantity: str, value: float, unit: str, note: str) -> None:
-    results.append(benchmark="rotation_step", quantity=quantity, value=value, unit=unit, note=note)
-    print(f"{quantity}: {value:.3g} {unit}")
+def test_rotation_step(compare: Compare) -> None:
+    p = Problem(compare.size(N, 128), D, compare.device)
+    row = functools.partial(Contender, prepare=p.reset)
+    theirs = functools.partial(row, against="step", limit="torch.add")
+    contenders = [
+        row("step", p.step, p.check_step, limit="torch.add"),
+        row("multistep", p.multistep, p.check_multistep, limit="torch.add and a copy"),
+        theirs("plain", p.plain, p.check_theirs),
+        theirs("in place", p.in_place, p.check_theirs),
+        theirs("compiled", p.graph, p.check_compiled, compiled=True),
+        row("torch.add", p.add, p.check_add),
+        row("torch.add and a copy", p.add_and_copy, p.check_add),
+    ]
+    compare("rotation_step", f"{len(p.u)} x {D} float32", contenders)
+
+
+WIDTHS = (16, 128, 256, 1024, 4096, 16384)
+WIDE = WIDTHS[2:]  # whose elements should cost the same
+DENSE, SPARSE = 128, 1024  # where the authors' steps are timed
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_rotation_step_by_dimension(compare: Compare) -> None:
+    elements, device = compare.size(2**22, 2**17), compare.device
+    contenders = []
+    for d in WIDTHS:
+        p = Problem(elements // d, d, device)
+        row = functools.partial(Contender, prepare=p.reset, items=p.elements)
+        theirs = functools.partial(row, against=f"step, d = {d}", limit="torch.add")
+        contenders.append(row(f"step, d = {d}", p.step, p.check_step, limit="torch.add"))
+        if d == SPARSE:
+            authors, check = p.authors_sparse()
+            contenders.append(theirs(f"plain, d = {d}", p.plain, p.check_theirs))
+            contenders.append(theirs(f"authors, sparse, d = {d}", authors, check))
+            contenders.append(row("torch.add", p.add, p.check_add))
+        if d == DENSE:
+            few = Problem(elements // d**2, d, device)  # a sample takes d^2 numbers
+            authors, check = few.authors_dense()
+            contenders.append(theirs(f"authors, dense, d = {d}", authors, check, prepare=few.reset, items=few.elements))
+    derived = {
+        f"dearest over cheapest element, d = {WIDE[0]} .. {WIDE[-1]}": lambda m: (
+            max(m[f"step, d = {d}"] for d in WIDE) / min(m[f"step, d = {d}"] for d in WIDE)
+        ),
+        "an element at d = 16 over one at d = 1024": lambda m: m["step, d = 16"] / m["step, d = 1024"],
+    }
+    compare("rotation_step", "float32", contenders, unit="ns/element", derived=derived)

@@ -1,0 +1,67 @@
+"""The benchmarks' own machinery: wrong results are refused, ratios and rows are of what was measured."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import gates
+import pytest
+import report
+import results
+import torch
+from interleaved import Contender, Outcome, check, summary
+
+
+def test_wrong_results_are_refused() -> None:
+    contenders = [
+        Contender("right", lambda: torch.ones(3), lambda x: gates.close(x, torch.ones(3))),
+        Contender("wrong", lambda: torch.ones(3), lambda x: gates.close(x, torch.zeros(3))),
+    ]
+    with pytest.raises(AssertionError, match="not close"):
+        check(contenders)
+
+
+@pytest.mark.parametrize(
+    ("shift", "scale", "slope", "what"),
+    [(0.1, 1.0, 1.0, "mean"), (0.0, 1.1, 1.0, "spread"), (0.0, 1.19**0.5, 0.9, "dependence")],
+)
+def test_other_laws_are_refused(shift: float, scale: float, slope: float, what: str) -> None:
+    torch.manual_seed(0)
+    given, ours, other = torch.randn(3, 50_000)
+    gates.same_law(given + other, given + ours, given)
+    with pytest.raises(AssertionError, match=f"another {what}"):
+        gates.same_law(slope * given + scale * other + shift, given + ours, given)
+
+
+@pytest.fixture
+def outcome() -> Outcome:
+    def done(*_: object) -> None:
+        pass
+
+    contenders = [
+        Contender("ours", done, done, limit="copy"),
+        Contender("theirs", done, done, against="ours", limit="copy"),
+        Contender("copy", done, done),
+    ]
+    seconds = {"ours": [0.002, 0.002, 0.003], "theirs": [0.008, 0.008, 0.009], "copy": [0.001, 0.001, 0.002]}
+    return Outcome("some_step", "3 x 4", "ms", torch.device("cpu"), contenders, seconds, {"a share": 0.5})
+
+
+def test_rows_of_the_results(outcome: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results.csv")
+    report.record(outcome)
+    with results.RESULTS.open(newline="") as file:
+        rows = {row["quantity"]: (float(row["value"]), row["unit"]) for row in csv.DictReader(file)}
+    assert rows == {
+        "ours": (2, "ms"), "theirs": (8, "ms"), "copy": (1, "ms"), "ours: times slower than copy": (2, "ratio"),
+        "ours: times faster than theirs": (4, "ratio"), "a share": (0.5, "ratio"),
+    }  # fmt: skip
+
+
+def test_table_and_summary(outcome: Outcome) -> None:
+    lines = [line.split() for line in report.table([outcome])]
+    assert ["theirs", "8", "8", "..", "8.5", "8", "4"] in lines
+    assert ["copy", "1", "1", "..", "1.5", "-", "-"] in lines
+    row = summary(outcome)["contenders"]["theirs"]
+    assert (row["median"], row["times limit"], row["times ours"]) == (8, 8, 4)
