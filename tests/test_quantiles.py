@@ -33,8 +33,8 @@ def test_the_statistic_is_large_for_others() -> None:
 def test_plot(tmp_path: Path) -> None:
     pyplot = pytest.importorskip("matplotlib.pyplot")
     path = tmp_path / "new" / "plot.png"
-    panels = {"normal": [normals(200), normals(300)], "uniform": [torch.rand(100)], "third": [normals(50)]}
-    quantiles.plot(dict([*panels.items(), ("fourth", [normals(60)])]), path, columns=2)
+    panels = {"a": [normals(200), normals(300)], "b": [torch.rand(100)], "c": [normals(50)], "d": [normals(60)]}
+    quantiles.plot(panels, path, columns=2)
     height, width, _ = pyplot.imread(path).shape
     assert (height, width) == (800, 840)
     assert not pyplot.get_fignums()

@@ -1,0 +1,72 @@
+"""``egd_step`` against PyTorch, 2^25 float32 weights, and against a step of gradient descent, w - lr g, which moves the
+same 12 bytes a weight."""
+
+from __future__ import annotations
+
+import functools
+
+import compiling
+import gates
+import torch
+from interleaved import Compare, Contender
+from torch import Tensor
+
+from fastmsgm import ops, reference
+
+WEIGHTS, LR = 2**25, 0.1
+
+
+class Problem:
+    """Weights of both signs and a gradient; every method returns the new weights."""
+
+    def __init__(self, n: int, device: torch.device) -> None:
+        torch.manual_seed(0)
+        self.start, self.g = torch.randn(n, device=device), torch.randn(n, device=device)
+        self.w, self.scratch = self.start.clone(), torch.empty_like(self.start)
+        self.lr = torch.tensor([LR], device=device)
+        self.compiled = compiling.compiled(formula, device)
+
+    def reset(self) -> None:
+        self.w.copy_(self.start)
+
+    def ours(self) -> Tensor:
+        ops.egd_step_(self.w, self.g, self.lr)
+        return self.w
+
+    def eager(self) -> Tensor:
+        return formula(self.w, self.g)
+
+    def in_place(self) -> Tensor:
+        return self.w.mul_(torch.sign(self.w, out=self.scratch).mul_(self.g).mul_(-LR).exp_())
+
+    def graph(self) -> Tensor:
+        return self.compiled(self.w, self.g)
+
+    def descent(self) -> Tensor:
+        return self.w.add_(self.g, alpha=-LR)
+
+    def check(self, w: Tensor) -> None:
+        wanted = self.start.clone()
+        reference.egd_step(wanted, self.g, self.lr)
+        gates.close(w, wanted)
+
+    def check_descent(self, w: Tensor) -> None:
+        gates.close(w, self.start - LR * self.g, absolute=1e-6)
+
+
+def formula(w: Tensor, g: Tensor) -> Tensor:
+    return w.mul_(torch.exp(-LR * torch.sign(w) * g))
+
+
+def test_egd_step(compare: Compare) -> None:
+    p = Problem(compare.size(WEIGHTS, 2**14), compare.device)
+    row = functools.partial(Contender, prepare=p.reset)
+    theirs = functools.partial(row, check=p.check, against="egd_step", limit="gradient descent")
+    contenders = [
+        row("egd_step", p.ours, p.check, limit="gradient descent"),
+        theirs("eager", p.eager),
+        theirs("in place", p.in_place),
+        theirs("compiled", p.graph, compiled=True),
+        row("gradient descent", p.descent, p.check_descent),
+    ]
+    compare("egd_step", f"{len(p.w)} float32 weights", contenders)

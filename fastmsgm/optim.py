@@ -1,0 +1,98 @@
+"""The exponentiated gradient, an optimizer under which weights keep their sign (Dale's law).
+
+    w <- w exp(-lr sign(w) g)
+
+It is gradient descent in log|w|, whose noise is geometric Brownian motion, so that trained weights tend to log-normal
+laws (Cornford et al., "Brain-like learning with exponentiated gradients", 2024).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from fastmsgm import ops
+from fastmsgm.ops.checks import check_dtype
+
+_log = logging.getLogger("fastmsgm")
+_TINY = torch.finfo(torch.float32).tiny
+
+
+class ExponentiatedGradient(torch.optim.Optimizer):
+    """Exponentiated gradient of float32 parameters: w <- w exp(-lr sign(w) g), in place and in one pass.
+
+    A step multiplies a weight and never takes it through zero: signs stay as they were initialised, and a weight that
+    is zero stays zero. Mind the parameters that PyTorch starts at zero, such as the biases of normalisation layers:
+    initialise them away from zero, or leave them to another optimizer. At its first step the optimizer counts the zero
+    weights and logs one warning if there are any.
+
+    Args:
+        params: parameters or groups of them, as for every optimizer; a group may have its own ``lr``.
+        lr: learning rate, of log|w|: to first order a step is one of SGD with the rate lr |w|, so where weights are
+            near 0.1, ten times the lr of SGD is alike. A tensor where a CUDA graph is to see it change.
+
+    Raises:
+        TypeError: a parameter is not float32.
+        ValueError: lr is negative or NaN; in ``step``, a parameter is not dense in memory.
+        RuntimeError: in ``step``, a gradient is sparse; then no parameter has been changed.
+    """
+
+    _counted_zeros = False  # of the class, since neither a copy nor a state_dict carries it
+
+    def __init__(self, params: ParamsT, lr: float | Tensor = 0.1) -> None:
+        super().__init__(params, {"lr": lr})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        try:
+            if not param_group["lr"] >= 0:
+                raise ValueError(f"lr must be 0 or more, got {param_group['lr']}")
+            for w in param_group["params"]:
+                check_dtype(f"a parameter {tuple(w.shape)} of ExponentiatedGradient", w)
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update every parameter that has a gradient; returns what ``closure``, which recomputes the loss, returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        groups = [(g["lr"], [w for w in g["params"] if w.grad is not None]) for g in self.param_groups]
+        weights = [w for _, group in groups for w in group]
+        if any(w.grad.layout != torch.strided for w in weights):
+            raise RuntimeError("ExponentiatedGradient needs dense gradients: give embeddings sparse=False")
+        if weights and not self._counted_zeros:
+            self._counted_zeros = True
+            _report_zeros(weights)
+        for lr, group in groups:
+            rates = {device: _on(device, lr) for device in {w.device for w in group}}
+            for w in group:
+                ops.egd_step_(w, w.grad, rates[w.device])
+        return loss
+
+
+def _on(device: torch.device, lr: float | Tensor) -> Tensor:
+    if isinstance(lr, Tensor):
+        return lr.to(device, torch.float32)
+    return torch.full((), lr, dtype=torch.float32, device=device)  # on the device: a copy from the host would wait
+
+
+def _report_zeros(weights: list[Tensor]) -> None:
+    zeros = sum(int((w.abs() < _TINY).sum()) for w in weights)
+    if zeros:
+        _log.warning(
+            "%d of %d weights are zero and will stay so, since ExponentiatedGradient multiplies: initialise them away "
+            "from zero, or leave them to another optimizer", zeros, sum(w.numel() for w in weights),
+        )  # fmt: skip
