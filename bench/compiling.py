@@ -28,7 +28,7 @@ def obstacle(device: torch.device) -> str | None:
     try:
         compiled(_probe, device)(torch.ones(64, device=device))
     except Exception as error:  # no compiler, no Triton, an unsupported Python: each raises its own
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
     return None
 
 

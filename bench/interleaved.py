@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import random
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,8 @@ from typing import Any
 import compiling
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
+
+from fastmsgm.roofline import clock
 
 # Of torch's generator when a contender runs for its check: what it drew can be drawn again. Problems draw their arrays
 # from another seed, or a contender's noise would be its own data.
@@ -27,7 +28,6 @@ UNITS: dict[str, Callable[[float], float]] = {  # from the seconds that one item
     "ns/element": lambda seconds: 1e9 * seconds,
     "samples/s": lambda seconds: 1 / seconds,
 }
-_FLUSH = 2**30  # bytes that are written before every run on CUDA
 
 
 def _nothing() -> None:
@@ -148,22 +148,6 @@ def check(contenders: Sequence[Contender]) -> None:
         torch.manual_seed(SEED)
         c.prepare()
         c.check(c.run())
-
-
-def clock(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one run."""
-    if device.type != "cuda":
-        began = time.perf_counter()
-        run()
-        return time.perf_counter() - began
-    # The device is kept busy until the launches of ``run`` are in its queue, and its cache is emptied.
-    torch.empty(_FLUSH, dtype=torch.int8, device=device).zero_()
-    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    began.record()
-    run()
-    ended.record()
-    ended.synchronize()
-    return began.elapsed_time(ended) / 1e3
 
 
 def threads(device: torch.device) -> str:

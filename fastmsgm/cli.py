@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import fastmsgm
-from fastmsgm import data, demo, nets, ops, pictures
+from fastmsgm import data, demo, nets, ops, pictures, roofline
 from fastmsgm.gbm_model import PREDICTIONS
 from fastmsgm.rotation import NOISES
 from fastmsgm.solvers import ALIASES, AMBIENT_SOLVERS, GBM_SOLVERS, RING_SOLVERS, ROTATION_SOLVERS
@@ -92,6 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     pictured.set_defaults(run=_demo)
 
     info = commands.add_parser("info", help="versions and backends, for bug reports")
+    info.add_argument(
+        "--roofline", action="store_true", help="also the kernels' modelled times on GPUs, and measured ones here"
+    )
     info.set_defaults(run=_info)
     return parser
 
@@ -180,6 +183,9 @@ def _info(args: argparse.Namespace) -> None:
         print(f"{device} ({name}): backend {ops.backend(device)}")
     for package in ("numba", "triton", "matplotlib", "torchvision"):
         print(f"{package}: {'installed' if importlib.util.find_spec(package) else 'not installed'}")
+    if args.roofline:
+        for line in (*roofline.modelled_table(), *roofline.measured_table(_default_device())):
+            print(line)
 
 
 def _default_device() -> str:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from fastmsgm.gbm import GBM, check_multiplicative
 from fastmsgm.model import PRECISIONS, ScoreModel
-from fastmsgm.priors import LogNormalPrior, feature_signs
+from fastmsgm.priors import LogNormalPrior, check_labels, feature_signs
 
 PREDICTIONS = ("denoiser", "hyvarinen", "score")
 S_MIN = 0.002  # of a denoiser; half a grey level of an 8-bit image shifted to [1, 2]
@@ -68,6 +68,15 @@ class GBMModel(ScoreModel):
             raise ValueError(
                 f"sigma sqrt(T) must be above {S_MIN} for a denoiser, got {process.sigma_max:g}: raise sigma"
             )
+        if isinstance(classes, bool) or not isinstance(classes, int) or classes < 0:
+            raise ValueError(f"classes must be an int, 0 for unlabelled data, got {classes!r}")
+        config = getattr(net, "config", {})
+        known = config.get("classes", classes) if isinstance(config, dict) else classes
+        if known != classes:
+            raise ValueError(
+                f"classes must be the network's, {known}, got {classes}: build the network with classes={classes}, or "
+                f"give the model classes={known}"
+            )
         if classes and len(prior.centres) not in (1, classes):
             raise ValueError(
                 f"classes must match the prior, which has {len(prior.centres)} centres; got {classes}: give labels "
@@ -105,6 +114,7 @@ class GBMModel(ScoreModel):
             prior = LogNormalPrior.per_channel(x0)
             scale = torch.ones_like(feature_signs(x0))
         if labels is not None:
+            check_labels(labels, len(x0), classes if classes > 0 else None)
             prior = LogNormalPrior.class_average(x0, labels)
         log_std = float(torch.log((x0 / scale).abs()).double().std())
         return cls(

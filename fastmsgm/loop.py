@@ -6,6 +6,7 @@ that one compiled function serves all steps and chunks, and a CUDA graph of the 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from fastmsgm import rng
 from fastmsgm.walks import Walk
+
+VARIANTS = 256  # of the compiled function; beyond so many PyTorch would silently stop to compile
 
 
 def move(walk: Walk, condition: Tensor, stream: Tensor, bad: Tensor, form: Any) -> None:
@@ -41,8 +44,8 @@ class Loop:
         self.walk, device = walk, walk.model.device
         self.bad = torch.empty(walk.size, dtype=torch.int32, device=device)
         self.streams = rng.by_step(rng.stream(0, 0, device), walk.plan.calls)
-        self.move = torch.compile(move, dynamic=False) if compiled else move
-        self.captures = compiled and device.type == "cuda"
+        self.compiled, self.move = compiled, torch.compile(move, dynamic=False) if compiled else move
+        self.captures, self.warm = compiled and device.type == "cuda", False
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def run(self, stream: Tensor, show: Callable[[int], None] | None = None) -> None:
@@ -51,21 +54,29 @@ class Loop:
         self.streams.copy_(rng.by_step(stream, len(self.streams)))
         self.walk.draw(stream)
         if show is not None or not self.captures:
-            self._steps(show)
-        elif self.graph is None:
-            self._steps(None)  # compiles, and runs once, as a capture needs
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self._steps(None)
+            self.steps(show)
+        elif not self.warm:
+            self.steps()  # compiles, and runs once, as a capture needs
+            self.warm = True
         else:
+            self.graph = self.graph or self._capture()
             self.graph.replay()
 
-    def _steps(self, show: Callable[[int], None] | None) -> None:
-        walk = self.walk
-        if show is not None:
-            show(0)
-        rows = zip(walk.conditions, self.streams.unbind(0), walk.forms, strict=True)
-        for k, (condition, stream, form) in enumerate(rows):
-            self.move(walk, condition, stream, self.bad, form)
+    def steps(self, show: Callable[[int], None] | None = None) -> None:
+        """The network calls and steps from where the walk stands."""
+        # One code object serves every walk: a variant for each shape, network and number of steps that comes by.
+        with torch._dynamo.config.patch(recompile_limit=VARIANTS) if self.compiled else contextlib.nullcontext():
             if show is not None:
-                show(k + 1)
+                show(0)
+            rows = zip(self.walk.conditions, self.streams.unbind(0), self.walk.forms, strict=True)
+            for k, (condition, stream, form) in enumerate(rows):
+                self.move(self.walk, condition, stream, self.bad, form)
+                if show is not None:
+                    show(k + 1)
+
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        """The loop as a graph; nothing runs yet."""
+        device, graph = self.walk.model.device, torch.cuda.CUDAGraph()
+        with torch.cuda.device(device), torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
+            self.steps()
+        return graph

@@ -77,7 +77,7 @@ class ScoreModel(nn.Module, ABC):
         return next(self.buffers()).device
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """The network's raw output, in its precision. x: (n, ...), c: (n,).
+        """The network's raw output, in its precision. x: (n, ...), c: (n,) or (n, conditions).
 
         Raises:
             TypeError: the network returns something else than a tensor.

@@ -34,7 +34,7 @@ class FourierFeatures(nn.Module):
         if c.shape[1] != self.conditions:
             raise ValueError(
                 f"the network is built for {self.conditions} conditions a sample, got {c.shape[1]}: build it with "
-                f"conditions={c.shape[1]} (1 for GBM, 2 for rotations)"
+                f"conditions={c.shape[1]} (1 for GBM, 2 for rotations; classes, which come last, with classes=...)"
             )
         angle = c[:, :1] * self.frequencies
         return torch.cat((angle.cos(), angle.sin(), c[:, 1:]), dim=1)
@@ -63,6 +63,13 @@ class MLP(nn.Module):
         return self.out(x)
 
 
+def _zero(layer: nn.Conv2d) -> None:
+    """Make a layer say nothing until it has learned something."""
+    assert layer.bias is not None
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+
+
 class Residual(nn.Module):
     """norm, SiLU, conv, scale and shift by the condition, SiLU, conv, plus the input; the last conv starts at zero."""
 
@@ -74,7 +81,7 @@ class Residual(nn.Module):
         self.norm2 = nn.GroupNorm(8, outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
-        nn.init.zeros_(self.conv2.weight)
+        _zero(self.conv2)
 
     def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -92,7 +99,7 @@ class Attention(nn.Module):
         self.norm = nn.GroupNorm(8, channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.project = nn.Conv2d(channels, channels, 1)
-        nn.init.zeros_(self.project.weight)
+        _zero(self.project)
 
     def forward(self, x: Tensor) -> Tensor:
         n, channels, height, width = x.shape
@@ -145,7 +152,7 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(Residual(2 * width, width, condition) for _ in range(blocks + 1))
         self.norm = nn.GroupNorm(8, width)
         self.out = nn.Conv2d(width, 4 * channels, 3, padding=1)
-        nn.init.zeros_(self.out.weight)
+        _zero(self.out)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         if x.shape[-1] % 4 or x.shape[-2] % 4:
@@ -171,4 +178,6 @@ class UNet(nn.Module):
     def _embedded(self, c: Tensor) -> Tensor:
         if self.label is None:
             return self.embedding(self.features(c))
+        if c.ndim != 2:
+            raise ValueError(f"a UNet with classes needs c of shape (n, 2), the class last, got {tuple(c.shape)}")
         return self.embedding(self.features(c[:, :-1])) + self.label(c[:, -1].long())

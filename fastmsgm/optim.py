@@ -20,7 +20,7 @@ from fastmsgm import ops
 from fastmsgm.ops.checks import check_dtype
 
 _log = logging.getLogger("fastmsgm")
-_TINY = torch.finfo(torch.float32).tiny
+_TINY, _HUGE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
 class ExponentiatedGradient(torch.optim.Optimizer):
@@ -38,7 +38,7 @@ class ExponentiatedGradient(torch.optim.Optimizer):
 
     Raises:
         TypeError: a parameter is not float32.
-        ValueError: lr is negative or NaN; in ``step``, a parameter is not dense in memory.
+        ValueError: lr is negative or not finite; in ``step``, a parameter is not dense in memory.
         RuntimeError: in ``step``, a gradient is sparse; then no parameter has been changed.
     """
 
@@ -50,8 +50,7 @@ class ExponentiatedGradient(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
         try:
-            if not param_group["lr"] >= 0:
-                raise ValueError(f"lr must be 0 or more, got {param_group['lr']}")
+            _check_lr(param_group["lr"])
             for w in param_group["params"]:
                 check_dtype(f"a parameter {tuple(w.shape)} of ExponentiatedGradient", w)
         except (TypeError, ValueError):
@@ -81,6 +80,12 @@ class ExponentiatedGradient(torch.optim.Optimizer):
             for w in group:
                 ops.egd_step_(w, w.grad, rates[w.device])
         return loss
+
+
+def _check_lr(lr: float | Tensor) -> None:
+    number = lr.item() if isinstance(lr, Tensor) and lr.numel() == 1 else lr
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number <= _HUGE:
+        raise ValueError(f"lr must be a finite number of 0 or more, or a tensor of one, got {lr!r}: 0.1 is a usual one")
 
 
 def _on(device: torch.device, lr: float | Tensor) -> Tensor:

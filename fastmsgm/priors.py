@@ -60,9 +60,21 @@ class LogNormalPrior:
     def class_average(cls, x0: Tensor, labels: Tensor) -> LogNormalPrior:
         """The paper's class-average start: the mean of every class, noised."""
         check_multiplicative("x0", x0)
-        if labels.shape != x0.shape[:1]:
-            raise ValueError(f"labels must have shape ({x0.shape[0]},), got {tuple(labels.shape)}")
+        check_labels(labels, len(x0))
         return cls(torch.stack([x0[labels == c].mean(0) for c in labels.unique()]).float(), 0.0)
+
+
+def check_labels(labels: Tensor, n: int, classes: int | None = None) -> None:
+    """Raise where labels are not n integers, from 0 to classes - 1 if their number is known."""
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"labels must be a tensor, got {type(labels).__name__}: convert them with torch.as_tensor")
+    if labels.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+        raise TypeError(f"labels must be integers, got {labels.dtype}: convert them with .long()")
+    if labels.shape != (n,):
+        raise ValueError(f"labels must have shape ({n},), one for each sample, got {tuple(labels.shape)}")
+    low, high = int(labels.min()), int(labels.max())
+    if classes is not None and not 0 <= low <= high < classes:
+        raise ValueError(f"labels must be from 0 to {classes - 1}, got {low} to {high}: number the classes from 0")
 
 
 def feature_signs(x0: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ def sample(
             ``.json`` beside it that says how it was made); None allocates a tensor on the device.
         compile: compile the network and the step together (``torch.compile``), once for all steps and chunks; on CUDA
             the whole loop of a chunk is then captured as a graph and replayed, unless there is a callback. It takes a
-            minute at first and pays off for many chunks.
+            minute at first and pays off for many chunks. Samples differ in rounding from those without.
         progress: show a progress bar.
         callback: called with a ``Step`` for the prior's draw and after every step; it cannot change the result.
 
@@ -129,7 +129,7 @@ def sample(
     _log.info("%d samples, %d calls each, %.1f samples/s; backend %s on %s", n, plan.calls, rate, backend, model.device)
     if isinstance(out, (str, os.PathLike)):
         manifest = {
-            "n": n, "start": start, "seed": seed, "label": label, "stream": rng.STREAM_VERSION,
+            "n": n, "start": start, "seed": seed, "label": label, "compile": compile, "stream": rng.STREAM_VERSION,
             "solver": repr(resolve(solver, model)), "calls": plan.calls, "batch_size": size,
             "threads": torch.get_num_threads(), "torch": torch.__version__, "precision": model.precision,
             "backend": backend,

@@ -14,6 +14,7 @@ import os
 import signal
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -29,6 +30,7 @@ from tqdm.auto import tqdm
 from fastmsgm import losses, rng
 from fastmsgm.gbm_model import GBMModel
 from fastmsgm.model import ScoreModel, write_atomically
+from fastmsgm.priors import check_labels
 
 Model = TypeVar("Model", bound=ScoreModel)
 _log = logging.getLogger("fastmsgm")
@@ -104,6 +106,7 @@ def fit(
         "precision": precision,
         "rows": len(states),
         "levels": levels,
+        "labels": None if labels is None else zlib.crc32(labels.cpu().long().numpy().tobytes()),
         **model.config(),
     }
     settings = json.loads(json.dumps(settings))  # as a checkpoint gives them back
@@ -286,12 +289,7 @@ def _check_labels(model: ScoreModel, labels: Tensor | None, n: int) -> Tensor | 
         )
     if labels is None:
         return None
-    if labels.shape != (n,) or labels.is_floating_point():
-        raise ValueError(f"labels must be integers of shape ({n},), got {labels.dtype} {tuple(labels.shape)}")
-    if not 0 <= int(labels.min()) <= int(labels.max()) < model.classes:
-        raise ValueError(
-            f"labels must be from 0 to {model.classes - 1}, got {int(labels.min())} to {int(labels.max())}"
-        )
+    check_labels(labels, n, model.classes)
     return labels.to(model.device)
 
 

@@ -1,6 +1,6 @@
 """Walks: the arrays of one chunk of samples, and how the prior and a step of the plan fill them.
 
-They are allocated once and filled in place from then on, so that a captured CUDA graph finds them again.
+Where steps are fused they are allocated once and filled in place, so that a captured CUDA graph finds them again.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ class GBMWalk(Walk):
         self.label = label
         self.model, self.plan, self.size, self.scale = model, plan, size, model.scale
         self.table = torch.from_numpy(plan.table).to(device, torch.float32)
-        levels = torch.from_numpy(model.condition(plan.levels)).to(device, torch.float32)[:, None].expand(-1, size)
+        levels = torch.zeros(plan.calls, 4, device=device)[:, :1]  # rows at multiples of 16 bytes
+        levels.copy_(torch.from_numpy(model.condition(plan.levels))[:, None])
+        levels = levels.expand(-1, size)
         if model.classes:
             levels = torch.stack((levels, torch.zeros_like(levels)), dim=2)
         self.told, self.conditions = levels, levels.unbind(0)

@@ -1,4 +1,4 @@
 """Triton kernels, and in ``cpu/`` numba kernels. Nothing is imported here: neither needs the other's compiler.
 
-``gbm``, ``rotation``, ``ring`` and ``optim`` are the operations; every other module holds device functions that they share.
+``gbm``, ``rotation``, ``ring`` and ``optim`` are the operations; the other modules hold device functions they share.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -110,14 +111,15 @@ def test_a_run_with_labels_resumes_exactly(tmp_path: Path, monkeypatch: pytest.M
     ("labels", "message"),
     [
         (None, r"labels must be given for a model with classes and for no other: the model has 3, got labels=None"),
-        (LABELS[:5], r"labels must be integers of shape \(60,\), got torch.int64 \(5,\)"),
-        (LABELS.float(), r"labels must be integers of shape \(60,\), got torch.float32"),
+        (LABELS[:5], r"labels must have shape \(60,\), one for each sample, got \(5,\)"),
+        (LABELS.float(), r"labels must be integers, got torch.float32: convert them with .long\(\)"),
+        (LABELS.numpy(), r"labels must be a tensor, got ndarray: convert them with torch.as_tensor"),
         (LABELS + 1, r"labels must be from 0 to 2, got 1 to 3"),
         (LABELS - 1, r"labels must be from 0 to 2, got -1 to 1"),
     ],
 )
 def test_fit_refuses_wrong_labels(labels: Tensor | None, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         fit(model(), images(), labels, steps=1, progress=False)
 
 
@@ -127,9 +129,38 @@ def test_fit_refuses_labels_that_no_network_hears() -> None:
         fit(unlabelled, images(), LABELS, steps=1, progress=False)
 
 
-def test_for_data_refuses_classes_that_the_labels_do_not_hold() -> None:
-    with pytest.raises(ValueError, match="classes must match the prior, which has 3 centres; got 5"):
-        GBMModel.for_data(UNet(1, 16, 32, 1, 2, classes=5), GBM(8.0), images(), labels=LABELS, classes=5, offset=1.0)
+@pytest.mark.parametrize(
+    ("known", "changes", "message"),
+    [
+        (5, {"classes": 5}, "classes must match the prior, which has 3 centres; got 5"),
+        (0, {"classes": 3}, "classes must be the network's, 0, got 3: build the network with classes=3"),
+        (3, {"classes": 0}, "classes must be the network's, 3, got 0"),
+        (3, {"classes": -1}, "classes must be an int, 0 for unlabelled data, got -1"),
+        (3, {"classes": 3, "labels": LABELS + 1}, "labels must be from 0 to 2, got 1 to 3: number the classes from 0"),
+    ],
+)
+def test_for_data_refuses_classes_that_do_not_fit(known: int, changes: dict[str, Any], message: str) -> None:
+    options = {"labels": LABELS, "offset": 1.0, **changes}
+    with pytest.raises(ValueError, match=message):
+        GBMModel.for_data(UNet(1, 16, 32, 1, 2, classes=known), GBM(8.0), images(), **options)
+
+
+def test_fit_does_not_resume_with_other_labels(tmp_path: Path) -> None:
+    options = {"steps": 2, "batch_size": 8, "progress": False, "out": tmp_path}
+    fit(model(), images(), LABELS, **options)
+    with pytest.raises(ValueError, match=r"other settings \(there, here\): \{'labels'"):
+        fit(model(), images(), LABELS.flip(0), **options)
+
+
+def test_a_network_grows_without_a_change() -> None:
+    """More blocks at the coarse level, and classes, begin as zero: training goes on where the smaller network ended."""
+    small, grown = UNet(1, 16, 32, 1, 2), UNet(1, 16, 32, 1, 3, classes=3)
+    for p in small.parameters():
+        nn.init.normal_(p, std=0.1)
+    grown.load_state_dict(small.state_dict(), strict=False)
+    x, level = torch.randn(3, 1, 8, 8), torch.rand(3)
+    told = torch.stack((level, torch.arange(3.0)), dim=1)
+    torch.testing.assert_close(grown(x, told), small(x, level))
 
 
 # ---- sampling ----

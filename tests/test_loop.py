@@ -100,7 +100,7 @@ def test_nothing_waits_and_nothing_draws(
     with torch.no_grad():
         loop = loop_of(*case)
     request.getfixturevalue("watched")
-    loop._steps(None)
+    loop.steps()
 
 
 @pytest.mark.parametrize(
@@ -142,6 +142,54 @@ def test_compile_refuses_solvers_in_plain_pytorch() -> None:
     model = VPModel(MLP(4), VP(), torch.zeros(1, 4), data.std(0, keepdim=True))
     with pytest.raises(ValueError, match="compile must be False for this solver"):
         sample(model, 4, steps=2, compile=True, progress=False)
+
+
+def test_more_shapes_than_pytorch_would_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every number of steps is a variant of one compiled function, whose limit is 8 by default."""
+    counter, original = CompileCounterWithBackend("eager"), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: original(f, backend=counter, fullgraph=True, **options))
+    torch._dynamo.reset()
+    model = vectors()
+    for steps in range(2, 13):
+        sample(model, 3, steps=steps, batch_size=4, compile=True, progress=False)
+    assert counter.frame_count == 11
+
+
+class Recorder:
+    """What a CUDA graph would be, on a CPU: it remembers what happens while it captures, and how often it is played."""
+
+    def __init__(self, calls: list[str]) -> None:
+        self.calls = calls
+
+    def replay(self) -> None:
+        self.calls.append("replay")
+
+
+def test_a_graph_is_captured_once_and_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    model = vectors()
+    loop = Loop(walk_of(model, plan_for(model, None, 3), 4), compiled=False)
+    loop.captures = True
+
+    def capture() -> Recorder:
+        calls.append("capture")
+        return Recorder(calls)
+
+    def remember(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args: (calls.append(name), original(*args))[1]
+
+    monkeypatch.setattr(loop, "_capture", capture)
+    monkeypatch.setattr(loop.walk, "draw", remember("draw", loop.walk.draw))
+    monkeypatch.setattr(loop, "steps", remember("steps", loop.steps))
+    with torch.no_grad():
+        for first in (0, 4, 8):
+            loop.bad.fill_(2)
+            loop.run(rng.stream(1, first))
+            assert bool((loop.bad == -1).all())
+            assert loop.streams.tolist() == [[1, first, k] for k in range(3)]
+        loop.run(rng.stream(1, 12), lambda index: calls.append(f"show {index}"))
+    chunks = ["draw", "steps", "draw", "capture", "replay", "draw", "replay"]
+    assert calls == [*chunks, "draw", "steps", "show 0", "show 1", "show 2", "show 3"]
 
 
 # ---- the stream ----

@@ -165,7 +165,7 @@ def test_for_data_sees_zeros_after_the_offset() -> None:
         ({"precision": "fp8"}, "precision must be one of fp32, bf16, fp16, got 'fp8'"),
         ({"process": GBM(0.8, mu=0.0)}, r"a denoiser needs mu = sigma\^2 / 2, got GBM\(sigma=0\.8, mu=0\.0, T=1\.0\)"),
         ({"process": GBM(12.699)}, r"sigma sqrt\(T\) must be below 12\.[67]\d* for data of log-variance 0\.15"),
-        ({"labels": torch.zeros(5)}, r"labels must have shape \(300,\), got \(5,\)"),
+        ({"labels": torch.zeros(5).long()}, r"labels must have shape \(300,\), one for each sample, got \(5,\)"),
     ],
 )
 def test_the_constructor_refuses(changes: dict, message: str) -> None:

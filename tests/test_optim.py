@@ -188,9 +188,9 @@ def test_other_dtypes_are_refused(dtype: torch.dtype) -> None:
     assert len(optimizer.param_groups) == 1
 
 
-@pytest.mark.parametrize("lr", [-0.1, float("nan")])
-def test_a_rate_that_is_none_is_refused(lr: float) -> None:
-    with pytest.raises(ValueError, match=f"lr must be 0 or more, got {lr}"):
+@pytest.mark.parametrize("lr", [-0.1, float("nan"), float("inf"), 1e39, "0.1", None, torch.ones(2)])
+def test_a_rate_that_is_none_is_refused(lr: Any) -> None:
+    with pytest.raises(ValueError, match="lr must be a finite number of 0 or more, or a tensor of one, got"):
         ExponentiatedGradient([parameter(4)], lr=lr)
 
 

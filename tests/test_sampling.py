@@ -186,7 +186,8 @@ def test_outputs(tmp_path: Path) -> None:
         np.testing.assert_array_equal(stored, expected.numpy())
     manifest = json.loads((tmp_path / "new" / "samples.npy.json").read_text())
     assert manifest == {
-        "n": 40, "start": 3, "seed": 5, "label": None, "stream": "philox-v1",
+        "n": 40, "start": 3, "seed": 5, "label": None, "compile": False,
+            "stream": "philox-v1",
             "solver": "DPMSolverPP2M(eta=1.0)", "calls": 4,
         "batch_size": 16, "threads": torch.get_num_threads(), "torch": torch.__version__,
         "precision": "fp32", "backend": manifest["backend"],

@@ -45,7 +45,7 @@ def _philox_kernel(in_ptr, out_ptr):
 @triton.jit
 def _words_kernel(out_ptr, stream_ptr, kind, step, N: tl.constexpr, QUADS: tl.constexpr):
     lane = tl.arange(0, N * QUADS)
-    for i, word in enumerate(philox.words(lane % QUADS, (lane // QUADS).to(tl.int64), stream_ptr, kind, step)):
+    for i, word in enumerate(philox.words(lane % QUADS, tl.zeros([], tl.int64), lane // QUADS, stream_ptr, kind, step)):
         tl.store(out_ptr + 4 * lane + i, word.to(tl.int64))
 
 
@@ -53,7 +53,7 @@ def _words_kernel(out_ptr, stream_ptr, kind, step, N: tl.constexpr, QUADS: tl.co
 def _box_muller_kernel(word_ptr, out_ptr, N: tl.constexpr):
     lane = tl.arange(0, N)
     radius_word, angle_word = (tl.load(word_ptr + 2 * lane + i).to(tl.uint32) for i in range(2))
-    x, y = philox.box_muller(radius_word, angle_word)
+    x, y = philox.box_muller(radius_word, angle_word, 1.0)
     tl.store(out_ptr + 2 * lane, x)
     tl.store(out_ptr + 2 * lane + 1, y)
 

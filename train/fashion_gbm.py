@@ -4,7 +4,8 @@ python -m fastmsgm.recipes.fashion_gbm --out runs/fashion-gbm        (stop and s
 
 Three runs. EDM's noise levels teach the detail; then higher ones, where clothes get their shape. The third run's
 network has one more block and is told the class; both begin as zero, so that it goes on where the second run ended.
-(In the first two runs of the shipped weights every pixel had a scale of its own, which teaches a little less.)
+(In the first two runs of the shipped weights every pixel had a scale of its own, which teaches a little less, and the
+third began with small random biases in the new block.)
 """
 
 from __future__ import annotations

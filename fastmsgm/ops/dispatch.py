@@ -40,7 +40,7 @@ def _import_error(name: str) -> Exception | None:
 
 
 def kernels(tensor: Tensor, family: str) -> ModuleType:
-    """The module of an operation's family ("gbm", "rotation", "ring", "optim") in the backend of the tensor's device."""
+    """The module of an operation's family ("gbm", "rotation", "ring", "optim") in the backend of a tensor's device."""
     return _module(backend(tensor.device.type), family)
 
 

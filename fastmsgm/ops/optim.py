@@ -21,7 +21,9 @@ def egd_step_(w: Tensor, g: Tensor, lr: Tensor) -> None:
     check_dtype("w", w)
     check_dtype("g", g)
     if g.shape != w.shape or g.device != w.device:
-        raise ValueError(f"g must match w {tuple(w.shape)} on {w.device}, got {tuple(g.shape)} on {g.device}")
+        raise ValueError(
+            f"g must match w {tuple(w.shape)} on {w.device}, got {tuple(g.shape)} on {g.device}: give w's own gradient"
+        )
     if lr.numel() != 1 or lr.dtype != torch.float32 or lr.device != w.device:
         raise ValueError(
             f"lr must be float32 of one element on {w.device}, got {lr.dtype} {tuple(lr.shape)} on {lr.device}"

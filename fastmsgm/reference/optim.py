@@ -4,7 +4,7 @@
 
 A weight keeps its sign (Dale's law), and one that is zero stays zero. Nothing else may happen to it in float32 either:
 the exponent is held within -80 .. 80, so that the factor is a normal number, and where |w'| would leave the normal
-numbers it becomes the nearest of them. So no gradient but NaN makes a NaN.
+numbers it becomes the nearest of them. So at a positive, finite lr no gradient but NaN makes a NaN.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def egd_step(w: Tensor, g: Tensor, lr: Tensor) -> None:
     Args:
         w: (n,) the weights. One that is no normal float32 number (zero, subnormal, infinite, NaN) stays as it is.
         g: (n,) the loss's gradient.
-        lr: float32 of one element, the learning rate.
+        lr: float32 of one element, the learning rate, finite.
     """
     exponent = (-lr.to(w.dtype) * torch.sign(w) * g).clamp(-_LARGEST, _LARGEST)
     size = (w.abs() * torch.exp(exponent)).clamp(_TINY, _HUGE)

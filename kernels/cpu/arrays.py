@@ -44,10 +44,14 @@ def step_arrays(
     return flat(x), *network_side(f), bad.numpy(), flat(out), optional(history), *network_side(net_in)
 
 
-def address(stream: Tensor, step: int) -> tuple[np.ndarray, int]:
-    """The stream's numbers, and the step counted from its first: a row of the tables, and part of every address."""
+def address(stream: Tensor, step: int, rows: int | None = None) -> tuple[np.ndarray, int]:
+    """The stream's numbers, and the step counted from its first: part of every address, and a row of a table of so many
+    ``rows``."""
     numbers = stream.numpy()
-    return numbers, int(numbers[2]) + step
+    step += int(numbers[2])
+    if rows is not None and not 0 <= step < rows:
+        raise ValueError(f"step, from the stream's first on, must be a row of the table, 0 .. {rows - 1}, got {step}")
+    return numbers, step
 
 
 @njit(nogil=True, cache=True)

@@ -49,7 +49,7 @@ def gbm_step(
     """One reverse step from ``x`` to ``out``; the arguments and the formula are those of ``reference.gbm_step``."""
     n, d = x.shape
     arrays = step_arrays(x, f, bad, out, history, net_in)
-    numbers, step = address(stream, step)
+    numbers, step = address(stream, step, len(table))
     row = _row(table[step], linear, log_state)
     over_rows(
         _step_rows, n, d, d, *arrays, row, numbers, step, stein, linear, log_state, x.data_ptr() == out.data_ptr()

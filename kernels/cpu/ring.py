@@ -36,7 +36,7 @@ def ring_step(
     """One reverse step from ``x`` to ``out``; arguments and formula are those of ``reference.ring_step``."""
     n, d = x.shape
     arrays = step_arrays(x, f, bad, out, history, net_in)
-    numbers, step = address(stream, step)
+    numbers, step = address(stream, step, len(table))
     over_rows(_step_rows, n, d, d, *arrays, table[step].numpy(), numbers, step, restart, strang)
 
 

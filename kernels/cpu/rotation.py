@@ -51,7 +51,7 @@ def rotation_step(
 ) -> None:  # fmt: skip
     """One reverse step from ``u`` to ``out``; arguments and formula are those of ``reference.rotation_step``."""
     n, d = u.shape
-    numbers, step = address(stream, step)
+    numbers, step = address(stream, step, len(table))
     angle_row = _NO_ANGLES if angles is None else angles[step].numpy()
     arrays = step_arrays(u, f, bad, out, history, net_in)
     over_rows(_step_rows, n, d, d, *arrays, table[step].numpy(), angle_row, numbers, step, geodesic)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import torch
@@ -34,22 +34,21 @@ def over_rows(kernel: Callable[..., None], n: int, d: int, *args: Any) -> None:
         for first, last in ranges:  # taking the next one is a single step of the interpreter
             kernel(first, last, *args)
 
-    pool = _pool(threads - 1)
-    others = [pool.submit(work) for _ in range(threads - 1)]
+    others: list[Future[None]] = []
     try:
+        others.extend(_pool(torch.get_num_threads() - 1).submit(work) for _ in range(threads - 1))
         work()
     finally:
-        for other in others:
-            other.cancel()  # one that has not begun finds nothing left
-        wait(others)  # also when interrupted: nobody writes into the arrays after the call
+        for _ in ranges:  # after an error or an interrupt nobody takes another
+            pass
+        wait(others)  # and nobody writes into the arrays after the call
     for other in others:
-        if not other.cancelled():
-            other.result()
+        other.result()
 
 
 @functools.cache
 def _pool(workers: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(workers, thread_name_prefix="fastmsgm")
+    return ThreadPoolExecutor(workers, thread_name_prefix="fastmsgm")  # starts threads as they are needed
 
 
 if hasattr(os, "register_at_fork"):
