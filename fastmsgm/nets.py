@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 
 class FourierFeatures(nn.Module):
-    """c -> (cos 2 pi w c, sin 2 pi w c) with geometric frequencies w from 1/8 to ``highest``, (n, features).
+    """c -> (cos 2 pi w c, sin 2 pi w c) with geometric frequencies w from 1/8 to 16, (n, size).
 
     Where there are several ``conditions``, c (n, conditions), the first becomes waves and the others are taken as they
     are: standardised numbers, whose extremes should be close to their neighbours.
@@ -23,10 +23,10 @@ class FourierFeatures(nn.Module):
 
     frequencies: Tensor
 
-    def __init__(self, conditions: int, count: int, highest: float) -> None:
+    def __init__(self, conditions: int = 1, count: int = 32) -> None:
         super().__init__()
-        self.conditions, self.features = conditions, 2 * count + conditions - 1
-        frequencies = 2 * math.pi * torch.logspace(-3, math.log2(highest), count, base=2.0)
+        self.conditions, self.size = conditions, 2 * count + conditions - 1
+        frequencies = 2 * math.pi * torch.logspace(-3, 4, count, base=2.0)
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(self, c: Tensor) -> Tensor:
@@ -40,26 +40,33 @@ class FourierFeatures(nn.Module):
         return torch.cat((angle.cos(), angle.sin(), c[:, 1:]), dim=1)
 
 
-class MLP(nn.Module):
-    """Vectors (n, dim) -> (n, dim): ``depth`` hidden layers of ``width`` with SiLU; the conditions are inputs too.
+def _perceptron(inputs: int, width: int) -> nn.Sequential:
+    """The two layers that make an embedding of the features of a condition."""
+    return nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
 
-    With 3 layers of 128 it is the network of MSGM's experiments on vectors, but for waves of the noise level.
+
+class MLP(nn.Module):
+    """Vectors (n, dim) -> (n, dim): ``depth`` hidden layers of ``width`` with SiLU, conditioned at each by addition.
+
+    With 3 layers of 128 it is the network of MSGM's experiments on vectors, but for how it is conditioned: where the
+    conditions only enter the first layer, training is twice as fast and stops to learn sooner.
     """
 
     def __init__(self, dim: int, width: int = 128, depth: int = 3, conditions: int = 1) -> None:
         super().__init__()
         self.config = {"dim": dim, "width": width, "depth": depth, "conditions": conditions}
-        self.features = FourierFeatures(conditions, count=16, highest=2.0)
-        inputs = [dim + self.features.features, *[width] * (depth - 1)]
-        self.layers = nn.ModuleList(nn.Linear(size, width) for size in inputs)
+        self.features = FourierFeatures(conditions)
+        self.embedding = _perceptron(self.features.size, width)
+        self.layers = nn.ModuleList(nn.Linear(dim if i == 0 else width, width) for i in range(depth))
+        self.conditions = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.out = nn.Linear(width, dim)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        if x.ndim != 2:  # more axes would not fit beside the conditions
+        if x.ndim != 2:  # more axes would broadcast against the conditions of other samples
             raise ValueError(f"MLP needs vectors (n, dim), got {tuple(x.shape)}: flatten the data, or use a UNet")
-        x = torch.cat((x, self.features(c).to(x.dtype)), dim=1)
-        for layer in self.layers:
-            x = F.silu(layer(x))
+        embedded = self.embedding(self.features(c))
+        for layer, condition in zip(self.layers, self.conditions, strict=True):
+            x = F.silu(layer(x) + condition(embedded))
         return self.out(x)
 
 
@@ -136,10 +143,8 @@ class UNet(nn.Module):
             "conditions": conditions, "classes": classes,
         }  # fmt: skip
         condition = 2 * deep
-        self.features = FourierFeatures(conditions, count=32, highest=16.0)
-        self.embedding = nn.Sequential(
-            nn.Linear(self.features.features, condition), nn.SiLU(), nn.Linear(condition, condition), nn.SiLU()
-        )
+        self.features = FourierFeatures(conditions)
+        self.embedding = _perceptron(self.features.size, condition)
         self.label = nn.Embedding(classes, condition) if classes else None
         if self.label is not None:
             nn.init.zeros_(self.label.weight)

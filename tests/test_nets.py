@@ -81,7 +81,7 @@ def test_unet_sees_the_whole_image() -> None:
 
 def test_embedding_tells_close_noise_levels_apart() -> None:
     """log(s)/4 of neighbouring grid levels differs by about 0.05; that of the whole range by 2.2."""
-    embedding = FourierFeatures(1, count=32, highest=16.0)
+    embedding = FourierFeatures()
     angle = torch.tensor([-1.55, -1.5, 0.62])[:, None] * embedding.frequencies
     waves = torch.cat((angle.cos(), angle.sin()), dim=1)
     distances = torch.cdist(waves, waves)
