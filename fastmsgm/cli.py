@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
 
     pictured = commands.add_parser("demo", help="sample the shipped models and draw the pictures")
     pictured.add_argument("--out", default="demo", help="folder for the pictures (default demo)")
-    pictured.add_argument("--images", type=int, default=256, help="how many images (default 256)")
+    pictured.add_argument("--images", type=int, default=200, help="how many images (default 200)")
     pictured.add_argument("--vectors", type=int, default=50_000, help="how many heavy-tailed vectors (default 50000)")
     pictured.add_argument("--device", default=_default_device())
     pictured.set_defaults(run=_demo)

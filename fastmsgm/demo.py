@@ -27,7 +27,7 @@ def draw(out: str | os.PathLike[str], images: int, vectors: int, device: torch.d
     model = fastmsgm.load("fashion-gbm", device)
     pictures.check(model.shape)
     path = Path(out) / "fashion.png"
-    pictures.grid(fastmsgm.sample(model, images), path)
+    pictures.grid(fastmsgm.sample(model, images), path, columns=2 * model.classes or None)  # a class has its columns
     yield path
     yield _film(model, Path(out) / "denoising.png")
     yield _heavy_tails(vectors, device, Path(out) / "cauchy.png")
