@@ -36,9 +36,13 @@ class PlainLoop:
         table = torch.from_numpy(plan.table).float().to(device)
         self.rows = [row[:8].unbind() for row in table] if on_device else [row[:8] for row in plan.table.tolist()]
         levels = torch.from_numpy(model.condition(plan.levels)).float().to(device)
+        rows = torch.arange(batch, device=device)
         self.conditions = [level.expand(batch) for level in levels]
+        if model.classes:
+            self.conditions = [torch.stack((c, (rows % model.classes).float()), dim=1) for c in self.conditions]
         self.c_in = [float(model.preconditioning(plan.levels[:1])[0, 3]), *plan.table[:, 8].tolist()]
-        self.centre = (model.prior.centres / model.scale).log()
+        centres = (model.prior.centres / model.scale).log()
+        self.centre = centres[rows % len(centres)]
         self.spread = model.prior.std(float(plan.levels[0]))
 
     @torch.no_grad()
