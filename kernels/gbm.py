@@ -14,12 +14,12 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import device
-from .lost import is_normal, mark
+from .lost import ABNORMAL, abnormality, is_normal, mark
 from .maths import LN2, LOG2_E, flip, log2
-from .philox import STEP, normal_quads, row_of
+from .philox import STEP, normals, row_of
 
-# A program's quads. Four a thread share the keys and coefficients; more would cost registers, hence warps in flight.
-QUADS = 512
+# A program's quads. Eight a thread share its keys, coefficients and addresses, a tenth of all instructions otherwise.
+QUADS = 1024
 _COLUMNS = tl.constexpr(9)  # of a coefficient table
 
 
@@ -29,28 +29,36 @@ def _grid(n: int, d: int) -> tuple[int]:
 
 @triton.jit
 def _tile(n, D: tl.constexpr, QUADS: tl.constexpr):
-    """The program's quads: first row, row of each quad counted from it, quad in its row, offsets from the row, mask."""
+    """The program's quads: first row, row of each quad counted from it, quad in its row; which of them exist; first
+    element, the elements counted from it, and their mask."""
     QUADS_PER_ROW: tl.constexpr = (D + 3) // 4
     PADDING: tl.constexpr = 4 * QUADS_PER_ROW - D
-    first = tl.program_id(0).to(tl.int64) * QUADS
-    first_row = first // QUADS_PER_ROW
-    quad = (first - first_row * QUADS_PER_ROW).to(tl.int32) + tl.arange(0, QUADS)
+    program = tl.program_id(0)
+    first = program.to(tl.int64) * QUADS
+    # QUADS_PER_ROW programs have QUADS rows, so that all divisions are of 32 bits.
+    groups = program // QUADS_PER_ROW
+    first_quad = (program - groups * QUADS_PER_ROW) * QUADS
+    whole_rows = first_quad // QUADS_PER_ROW
+    first_row = groups.to(tl.int64) * QUADS + whole_rows
+    quad = (first_quad - whole_rows * QUADS_PER_ROW) + tl.arange(0, QUADS)
     row = (quad.to(tl.uint32) // QUADS_PER_ROW).to(tl.int32)
-    offsets = (4 * quad - PADDING * row)[:, None] + tl.arange(0, 4)[None, :]
     quad -= row * QUADS_PER_ROW
+    exists = row < tl.minimum(n - first_row, QUADS).to(tl.int32)
     # One mask for the four elements of a quad keeps the accesses 16 bytes wide; only a ragged row needs one for each.
-    rows_left = tl.minimum(n - first_row, QUADS).to(tl.int32)
-    mask = (row < rows_left)[:, None]
+    base, offsets = 4 * first, 4 * tl.arange(0, QUADS)[:, None] + tl.arange(0, 4)[None, :]
+    mask = exists[:, None]
     if PADDING > 0:
+        base -= PADDING * first_row
+        offsets -= PADDING * row[:, None]
         mask = mask & (4 * quad[:, None] + tl.arange(0, 4)[None, :] < D)
-    return first_row, row, quad, offsets, mask
+    return first_row, row, quad, exists, base, offsets, mask
 
 
 @triton.jit(do_not_specialize=["n", "kind", "step"])
 def _fill_normal_kernel(out_ptr, stream_ptr, n, kind, step, D: tl.constexpr, QUADS: tl.constexpr):
-    first_row, row, quad, offsets, mask = _tile(n, D, QUADS)
-    z = normal_quads(quad, first_row + row, stream_ptr, kind, step)
-    tl.store(out_ptr + first_row * D + offsets, z, mask=mask)
+    first_row, row, quad, _, base, offsets, mask = _tile(n, D, QUADS)
+    z = normals(quad, first_row, row, stream_ptr, kind, step, 1.0)
+    tl.store(out_ptr + base + offsets, z, mask=mask)
 
 
 @triton.jit(do_not_specialize=["n", "kind", "step"])
@@ -58,23 +66,23 @@ def _gbm_perturb_kernel(
     x0_ptr, coefficients_ptr, stream_ptr, x_t_ptr, net_in_ptr, z_ptr, n, kind, step,
     D: tl.constexpr, QUADS: tl.constexpr, HAS_X_T: tl.constexpr, HAS_NET_IN: tl.constexpr, HAS_Z: tl.constexpr,
 ):  # fmt: skip
-    first_row, row, quad, offsets, mask = _tile(n, D, QUADS)
-    base = first_row * D
-    z = normal_quads(quad, first_row + row, stream_ptr, kind, step)
-    x0 = tl.load(x0_ptr + base + offsets, mask=mask, other=0.0)
+    first_row, row, quad, exists, base, offsets, mask = _tile(n, D, QUADS)
+    x0 = tl.load(x0_ptr + base + offsets, mask=mask)
     row_ptr = coefficients_ptr + 3 * first_row + 3 * row
-    row_mask = first_row + row < n
-    shift = (tl.load(row_ptr, mask=row_mask, other=0.0) * LOG2_E)[:, None]
-    s = (tl.load(row_ptr + 1, mask=row_mask, other=0.0) * LOG2_E)[:, None]
-    increment = shift + s * z
+    shift = (tl.load(row_ptr, mask=exists) * LOG2_E)[:, None]
+    s = (tl.load(row_ptr + 1, mask=exists) * LOG2_E)[:, None]
+    if HAS_Z:
+        z = normals(quad, first_row, row, stream_ptr, kind, step, 1.0)
+        tl.store(z_ptr + base + offsets, z, mask=mask)
+        increment = shift + s * z
+    else:
+        increment = shift + normals(quad, first_row, row, stream_ptr, kind, step, s)
     if HAS_X_T:
         tl.store(x_t_ptr + base + offsets, x0 * tl.exp2(increment), mask=mask)
     if HAS_NET_IN:
-        c_in = (tl.load(row_ptr + 2, mask=row_mask, other=0.0) * LN2)[:, None]
+        c_in = (tl.load(row_ptr + 2, mask=exists) * LN2)[:, None]
         y = tl.where(is_normal(x0), log2(tl.abs(x0)), float("nan"))
         tl.store(net_in_ptr + base + offsets, c_in * (y + increment), mask=mask)
-    if HAS_Z:
-        tl.store(z_ptr + base + offsets, z, mask=mask)
 
 
 @triton.jit(do_not_specialize=["n", "step"])
@@ -83,12 +91,9 @@ def _gbm_step_kernel(
     D: tl.constexpr, QUADS: tl.constexpr, STEIN: tl.constexpr, LINEAR: tl.constexpr, LOG_STATE: tl.constexpr,
     HAS_HISTORY: tl.constexpr, HAS_NET_IN: tl.constexpr,
 ):  # fmt: skip
-    first_row, row, quad, offsets, mask = _tile(n, D, QUADS)
-    base = first_row * D
-    z = normal_quads(quad, first_row + row, stream_ptr, STEP, step)
-    # A lane outside the array holds x = 1, so that it stays within the normal numbers and marks no sample.
-    x = tl.load(x_ptr + base + offsets, mask=mask, other=1.0)
-    g = tl.load(f_ptr + base + offsets, mask=mask, other=0.0).to(tl.float32)
+    first_row, row, quad, exists, base, offsets, mask = _tile(n, D, QUADS)
+    x = tl.load(x_ptr + base + offsets, mask=mask)
+    g = tl.load(f_ptr + base + offsets, mask=mask).to(tl.float32)
     if STEIN:
         g *= x
 
@@ -96,40 +101,40 @@ def _gbm_step_kernel(
     table_ptr += table_row * _COLUMNS
     # y is log2|x| here and, unless the form is linear, so is the new logarithm: the scalars carry the change of base.
     TO_BASE_2 = 1.0 if LINEAR else LOG2_E
-    b = tl.load(table_ptr + 1) * TO_BASE_2
-    c = tl.load(table_ptr + 3) * TO_BASE_2
-    s = tl.load(table_ptr + 4) * TO_BASE_2
-    denoised = tl.load(table_ptr + 6) * g + tl.load(table_ptr + 7)
+    b, k1, k2 = tl.load(table_ptr + 1) * TO_BASE_2, tl.load(table_ptr + 6), tl.load(table_ptr + 7)
+    c, s = tl.load(table_ptr + 3) * TO_BASE_2, tl.load(table_ptr + 4) * TO_BASE_2
+    noise = normals(quad, first_row, row, stream_ptr, STEP, step, s)
     if LOG_STATE:
-        a = tl.load(table_ptr)
-        y = tl.where(is_normal(x), log2(tl.abs(x)), float("nan"))
-        denoised += (tl.load(table_ptr + 5) * LN2) * y
-        increment = b * denoised + c + s * z
+        a, k0 = tl.load(table_ptr), tl.load(table_ptr + 5)
+        y = log2(tl.abs(x))
+        # How the state's own logarithm enters, as that of base 2: by itself and through the denoised image.
+        own, through = (a - 1.0) * LN2 if LINEAR else a, k0 * LN2
         if HAS_HISTORY:
+            denoised = through * y + (k1 * g + k2)
             b_prev = tl.load(table_ptr + 2) * TO_BASE_2
-            increment += b_prev * tl.load(history_ptr + base + offsets, mask=mask, other=0.0)
+            past = tl.load(history_ptr + base + offsets, mask=mask)
             tl.store(history_ptr + base + offsets, denoised, mask=mask)
-        if LINEAR:
-            new = x * (1.0 + ((a - 1.0) * LN2 * y + increment))
+            increment = own * y + (b * denoised + (b_prev * past + (noise + c)))
         else:
-            y = a * y + increment
-            new = flip(tl.exp2(y), x.to(tl.uint32, bitcast=True))
-        good = is_normal(new)
-        if HAS_NET_IN:
-            if LINEAR:
-                y = log2(tl.abs(new))
-            c_in = tl.load(table_ptr + 8) * LN2
-            tl.store(net_in_ptr + base + offsets, c_in * tl.where(good, y, float("nan")), mask=mask)
+            increment = (own + b * through) * y + (b * k1 * g + (noise + (b * k2 + c)))
+        new = x * (1.0 + increment) if LINEAR else flip(tl.exp2(increment), x.to(tl.uint32, bitcast=True))
+        size = tl.maximum(abnormality(new), abnormality(x))
     else:
-        increment = b * denoised + c + s * z
+        increment = b * k1 * g + (noise + (b * k2 + c))
         new = x * (1.0 + increment) if LINEAR else x * tl.exp2(increment)
-        good = is_normal(new)
-    tl.store(out_ptr + base + offsets, tl.where(good, new, float("nan")), mask=mask)
+        size = abnormality(new)
+    kept = tl.where(size < ABNORMAL, new, float("nan"))
+    tl.store(out_ptr + base + offsets, kept, mask=mask)
+    if HAS_NET_IN:
+        y = log2(tl.abs(new)) if LINEAR else increment
+        c_in = tl.load(table_ptr + 8) * LN2
+        tl.store(net_in_ptr + base + offsets, c_in * (y + 0.0 * kept), mask=mask)  # NaN where the new state is
 
     # One flag a quad: its four elements lie in the same thread. Quads of one sample may race, all with the same value.
-    even, odd = tl.split((~good).reshape(QUADS, 2, 2))
-    first_two, last_two = tl.split(even | odd)
-    mark(bad_ptr + first_row + row, first_two | last_two, table_row)
+    if D % 4 > 0:
+        size = tl.where(mask, size, 0)
+    lost = tl.max(size, 1) >= ABNORMAL
+    mark(bad_ptr + first_row + row, lost & exists, table_row)
 
 
 def fill_normal(out: Tensor, stream: Tensor, kind: int, step: int) -> None:

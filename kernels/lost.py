@@ -5,11 +5,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+ABNORMAL = tl.constexpr(0xFE000000)
+
+
+@triton.jit
+def abnormality(x):
+    """ABNORMAL or more (uint32) where x is NaN, infinite, zero or denormal: exponent bits are all set or all clear."""
+    return (x.to(tl.uint32, bitcast=True) << 1) - 0x01000000
+
 
 @triton.jit
 def is_normal(x):
-    """Not NaN, infinite, zero or denormal: the exponent bits are neither all set nor all clear (one comparison)."""
-    return (x.to(tl.uint32, bitcast=True) << 1) - 0x01000000 < 0xFE000000
+    """Not NaN, infinite, zero or denormal."""
+    return abnormality(x) < ABNORMAL
 
 
 @triton.jit

@@ -36,11 +36,11 @@ def _egd_step_kernel(w_ptr, g_ptr, lr_ptr, n, BLOCK: tl.constexpr):
 
 @triton.jit
 def _update(w_ptrs, g_ptrs, minus_lr, mask):
-    w = tl.load(w_ptrs, mask=mask, other=1.0)
+    w = tl.load(w_ptrs, mask=mask)
     sign = w.to(tl.uint32, bitcast=True)
-    exponent = flip(minus_lr * tl.load(g_ptrs, mask=mask, other=0.0), sign)
-    new = tl.abs(w) * tl.exp2(tl.clamp(exponent, -_LARGEST, _LARGEST, propagate_nan=tl.PropagateNan.ALL))
-    new = tl.clamp(new, _TINY, _HUGE, propagate_nan=tl.PropagateNan.ALL)
+    exponent = flip(minus_lr * tl.load(g_ptrs, mask=mask), sign)
+    new = w * tl.exp2(tl.clamp(exponent, -_LARGEST, _LARGEST, propagate_nan=tl.PropagateNan.ALL))
+    new = tl.clamp(tl.abs(new), _TINY, _HUGE, propagate_nan=tl.PropagateNan.ALL)
     tl.store(w_ptrs, tl.where(is_normal(w), flip(new, sign), w), mask=mask)
 
 

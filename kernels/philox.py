@@ -11,7 +11,7 @@ import triton.language as tl
 
 from fastmsgm import rng
 
-from .maths import flip, log2, sine_cosine
+from .maths import flip, minus_2_ln, sine_cosine
 
 STEP, ANGLE = tl.constexpr(int(rng.Kind.STEP)), tl.constexpr(int(rng.Kind.ANGLE))
 TRAINING_NOISE = tl.constexpr(int(rng.Kind.TRAINING_NOISE))
@@ -19,7 +19,6 @@ TRAINING_ANGLE = tl.constexpr(int(rng.Kind.TRAINING_ANGLE))
 _ROUNDS = tl.constexpr(rng.ROUNDS)
 _M0, _M1 = tl.constexpr(rng.PHILOX_M0), tl.constexpr(rng.PHILOX_M1)
 _W0, _W1 = tl.constexpr(rng.PHILOX_W0), tl.constexpr(rng.PHILOX_W1)
-_MINUS_2_LN2 = tl.constexpr(rng.MINUS_2_LN2)
 
 
 @triton.jit
@@ -41,50 +40,52 @@ def row_of(stream_ptr, step):
 
 
 @triton.jit
-def words(quad, sample, stream_ptr, kind, step):
-    """The Philox words of the quads (int32) of features of the samples (int64, counted from the stream's first)."""
-    seed = tl.load(stream_ptr)
-    sample += tl.load(stream_ptr + 1)
-    w0, w1, w3 = quad.to(tl.uint32), sample.to(tl.uint32), row_of(stream_ptr, step).to(tl.uint32)
-    w2 = (sample >> 32).to(tl.uint32) + (kind << 24)
+def words(quad, first_row, row, stream_ptr, kind, step):
+    """The Philox words of the quads (int32) of features of the rows (int32) from first_row (int64) on."""
+    seed, sample = tl.load(stream_ptr), tl.load(stream_ptr + 1) + first_row
+    w1 = sample.to(tl.uint32) + row.to(tl.uint32)
+    carry = (w1 < sample.to(tl.uint32)).to(tl.uint32)
+    w2 = (sample >> 32).to(tl.uint32) + (kind << 24) + carry
+    w0, w3 = quad.to(tl.uint32), row_of(stream_ptr, step).to(tl.uint32)
     return philox(w0, w1, w2, w3, seed.to(tl.uint32), (seed >> 32).to(tl.uint32))
 
 
 @triton.jit
-def box_muller(radius_word, angle_word):
-    """Two normals of two words."""
+def box_muller(radius_word, angle_word, scale):
+    """Two normals of two words, times ``scale``."""
     u = radius_word.to(tl.float32) * 2.0**-32 + 2.0**-33
-    radius = tl.sqrt(log2(u) * _MINUS_2_LN2)
+    radius = tl.sqrt(minus_2_ln(u)) * scale
     # Quarter turns: angle = pi/2 * (quadrant + f/2) with the quadrant the nearest one, so f is the low 30 bits, signed.
     f = (angle_word << 2).to(tl.int32).to(tl.float32) * 2.0**-31
     sine, cosine = sine_cosine(f)
-    # The top two bits of ``turn`` are the quadrant: the lower says whether sine and cosine swap, the upper is a sign.
+    # The top two bits of ``turn`` are the quadrant: the upper is a sign of both, the lower says whether the point is a
+    # quarter turn ahead of (cosine, sine).
     turn = angle_word + (1 << 29)
-    swap = (turn & (1 << 30)) != 0
-    x = flip(tl.where(swap, sine, cosine), turn + (1 << 30))
-    y = flip(tl.where(swap, cosine, sine), turn)
-    return radius * x, radius * y
+    ahead = (turn & (1 << 30)) != 0
+    radius = flip(radius, turn)
+    return radius * tl.where(ahead, -sine, cosine), radius * tl.where(ahead, cosine, sine)
 
 
 @triton.jit
-def four_normals(quad, sample, stream_ptr, kind, step):
-    """The four normals of each quad."""
-    word0, word1, word2, word3 = words(quad, sample, stream_ptr, kind, step)
-    z0, z1 = box_muller(word0, word1)
-    z2, z3 = box_muller(word2, word3)
+def four_normals(quad, first_row, row, stream_ptr, kind, step, scale):
+    """The four normals of each quad, times ``scale``."""
+    word0, word1, word2, word3 = words(quad, first_row, row, stream_ptr, kind, step)
+    z0, z1 = box_muller(word0, word1, scale)
+    z2, z3 = box_muller(word2, word3, scale)
     return z0, z1, z2, z3
 
 
 @triton.jit
-def first_normal(sample, stream_ptr, kind, step):
-    """The first normal of each sample."""
-    z, _, _, _ = four_normals(tl.zeros_like(sample), sample, stream_ptr, kind, step)
+def first_normal(first_row, row, stream_ptr, kind, step):
+    """The first normal of each row."""
+    word0, word1, _, _ = words(tl.zeros_like(row), first_row, row, stream_ptr, kind, step)
+    z, _ = box_muller(word0, word1, 1.0)
     return z
 
 
 @triton.jit
-def normal_quads(quad, sample, stream_ptr, kind, step):
-    """Normals of shape (len(quad), 4)."""
-    word0, word1, word2, word3 = words(quad, sample, stream_ptr, kind, step)
-    x, y = box_muller(tl.join(word0, word2), tl.join(word1, word3))
+def normals(quad, first_row, row, stream_ptr, kind, step, scale):
+    """Normals times ``scale``, which is of all or (quads, 1): (quads, 4)."""
+    word0, word1, word2, word3 = words(quad, first_row, row, stream_ptr, kind, step)
+    x, y = box_muller(tl.join(word0, word2), tl.join(word1, word3), scale)
     return tl.join(x, y).reshape(quad.shape[0], 4)

@@ -1,4 +1,4 @@
-# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 """Triton kernel of the ring step; signature and meaning are those of ``fastmsgm.reference``.
 
 A program owns whole rows (``ring_rows``). Lie's splitting is Strang's with other angles: all of them in the first half,
@@ -13,11 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .givens import turn_all
+from .givens import LARGEST, around, turn_even, turn_middle
 from .launch import WARP, device
 from .lost import is_normal, mark
 from .philox import ANGLE, STEP, first_normal, four_normals, row_of
-from .ring_rows import load, next_quad, square, store, within
+from .ring_rows import largest, load, next_quad, square, store, tile, within
 
 _LANES, _QUADS = 32, 8  # of a row, of a lane: a warp's, unless a lane would have more than fit into its registers
 _WARPS = 4  # of a program, at least
@@ -34,36 +34,71 @@ def launch_shape(d: int) -> tuple[int, int, int]:
 
 
 @triton.jit
-def _drift_angles(x, f, drift, lane, D: tl.constexpr):
-    """Zero behind the last pair."""
+def _drift_angles(x, f, lane, D: tl.constexpr):
+    """By which a drift of one turns the pairs, zero behind the last one."""
     x0, x1, x2, x3 = x
     f0, f1, f2, f3 = f
     x4, f4 = next_quad(x0, lane, D), next_quad(f0, lane, D)
-    a0, a1, a2, a3 = (), (), (), ()
-    for i in tl.static_range(len(x0)):
-        a0 += (within(drift * (x1[i] * f0[i] - x0[i] * f1[i]), 0, i, D),)
-        a1 += (within(drift * (x2[i] * f1[i] - x1[i] * f2[i]), 1, i, D),)
-        a2 += (within(drift * (x3[i] * f2[i] - x2[i] * f3[i]), 2, i, D),)
-        a3 += (within(drift * (x4[i] * f3[i] - x3[i] * f4[i]), 3, i, D),)
+    a0, a1 = within(x1 * f0 - x0 * f1, 0, D), within(x2 * f1 - x1 * f2, 1, D)
+    a2, a3 = within(x3 * f2 - x2 * f3, 2, D), within(x4 * f3 - x3 * f4, 3, D)
     return a0, a1, a2, a3
 
 
 @triton.jit
-def _noise_angles(noise, sample, lane, stream_ptr, step, FIRST: tl.constexpr, D: tl.constexpr):
+def _noise_angles(noise, first_row, stream_ptr, step, FIRST: tl.constexpr, D: tl.constexpr, lane):
     """noise times the normals of the features from FIRST on, zero behind the last pair."""
-    LANES: tl.constexpr = lane.shape[1]
+    ROWS: tl.constexpr = lane.shape[1]
+    LANES: tl.constexpr = lane.shape[2]
+    CHUNKS: tl.constexpr = triton.next_power_of_2(triton.cdiv(D, 4 * LANES))
     SHIFT: tl.constexpr = FIRST % 4
-    a0, a1, a2, a3 = (), (), (), ()
-    for i in tl.static_range(((D + 3) // 4 + LANES - 1) // LANES):
-        quad = lane + (FIRST // 4 + i * LANES)
-        z = four_normals(quad, sample, stream_ptr, STEP, step)
-        if SHIFT > 0:
-            z += four_normals(quad + 1, sample, stream_ptr, STEP, step)
-        a0 += (within(noise * z[SHIFT], 0, i, D),)
-        a1 += (within(noise * z[SHIFT + 1], 1, i, D),)
-        a2 += (within(noise * z[SHIFT + 2], 2, i, D),)
-        a3 += (within(noise * z[SHIFT + 3], 3, i, D),)
+    # In the order in which a tensor's elements are dealt out to threads, so that each gets a quad of every chunk.
+    index = tl.arange(0, CHUNKS * ROWS * LANES)
+    quad, row = index // (ROWS * LANES) * LANES + index % LANES + FIRST // 4, index // LANES % ROWS
+    z = four_normals(quad, first_row, row, stream_ptr, STEP, step, noise)
+    if SHIFT > 0:
+        z += four_normals(quad + 1, first_row, row, stream_ptr, STEP, step, noise)
+    a0, a1 = z[SHIFT].reshape(CHUNKS, ROWS, LANES), z[SHIFT + 1].reshape(CHUNKS, ROWS, LANES)
+    a2, a3 = z[SHIFT + 2].reshape(CHUNKS, ROWS, LANES), z[SHIFT + 3].reshape(CHUNKS, ROWS, LANES)
+    return within(a0, 0, D), within(a1, 1, D), within(a2, 2, D), within(a3, 3, D)
+
+
+@triton.jit
+def _turns(angles, others, whole, half, forth, STRANG: tl.constexpr, lane, D: tl.constexpr):
+    """Angles of the groups' turns on the way to the middle one, on the way back, and of the pair around the end.
+
+    Strang: by ``half`` of the angles, back by ``half`` of the others. Lie: by ``whole`` angles on one way or the other.
+    The middle group (the odd one, for an even number of features) turns once, by ``whole``.
+    """
+    a0, a1, a2, a3 = angles
+    b0, b1, b2, b3 = others
+    if STRANG:
+        there, back = (a0 * half, a1 * half, a2 * half, a3 * half), (b0 * half, b1 * half, b2 * half, b3 * half)
+    else:
+        there, back = _where(forth, angles, whole), _where(~forth, angles, whole)
+    if D % 2 == 0:
+        t0, _, t2, _ = there
+        there = t0, a1 * whole, t2, a3 * whole
+    return there, back, around(angles, lane, D) * whole
+
+
+@triton.jit
+def _where(condition, angles, factor):
+    a0, a1, a2, a3 = angles
+    a0, a1 = tl.where(condition, a0 * factor, 0.0), tl.where(condition, a1 * factor, 0.0)
+    a2, a3 = tl.where(condition, a2 * factor, 0.0), tl.where(condition, a3 * factor, 0.0)
     return a0, a1, a2, a3
+
+
+@triton.jit
+def _most(there, back, end, D: tl.constexpr):
+    """The largest angle of each thread."""
+    a0, a1, a2, a3 = there
+    b0, b1, b2, b3 = back
+    most = tl.maximum(tl.maximum(tl.abs(a0), tl.abs(a1)), tl.maximum(tl.abs(a2), tl.abs(a3)))
+    most = tl.maximum(most, tl.maximum(tl.abs(b0), tl.abs(b2)))
+    if D % 2 > 0:
+        most = tl.maximum(tl.maximum(most, tl.abs(end)), tl.maximum(tl.abs(b1), tl.abs(b3)))
+    return most
 
 
 @triton.jit(do_not_specialize=["n", "step"])
@@ -72,45 +107,43 @@ def _ring_step_kernel(
     D: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, HAS_HISTORY: tl.constexpr, HAS_NET_IN: tl.constexpr,
     RESTART: tl.constexpr, STRANG: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    lane = tl.broadcast_to(tl.arange(0, LANES)[None, :], (ROWS, LANES))
-    base, mask = row * D, row < n
+    first_row, row, mask, lane = tile(n, ROWS, LANES)
     table_row = row_of(stream_ptr, step)
     table_ptr += table_row * _COLUMNS
     drift, noise, c_in = tl.load(table_ptr), tl.load(table_ptr + 1), tl.load(table_ptr + 2)
-    if STRANG:
-        before, behind = 0.5, 0.5
-    else:
-        coin = first_normal(row, stream_ptr, ANGLE, step)
-        before, behind = tl.where(coin < 0.0, 0.0, 1.0), tl.where(coin < 0.0, 1.0, 0.0)
 
-    x = load(x_ptr, base, mask, lane, D)
-    f = load(f_ptr, base, mask, lane, D)
-    angles = _drift_angles(x, f, drift, lane, D)
+    x, f = load(x_ptr, n, first_row, row, lane, D), load(f_ptr, n, first_row, row, lane, D)
+    angles = _drift_angles(x, f, lane, D)
     if RESTART:
-        x = load(history_ptr, base, mask, lane, D)
+        x = load(history_ptr, n, first_row, row, lane, D)
     elif HAS_HISTORY:
-        store(history_ptr, base, mask, x, 1.0, D)
+        store(history_ptr, first_row, row, mask, x, 1.0, D)
     size = square(x, D)
-    x = turn_all(x, angles, angles, before, behind, lane, D)
+    forth = True if STRANG else first_normal(first_row, row, stream_ptr, ANGLE, step) >= 0.0
+    there, back, end = _turns(angles, angles, drift, drift * 0.5, forth, STRANG, lane, D)
+    most = _most(there, back, end, D)
+    x = turn_middle(turn_even(x, there, D), there, back, end, lane, D)
     if noise != 0.0:
-        angles = _noise_angles(noise, row, lane, stream_ptr, step, 0, D)
-        if STRANG:
-            second = _noise_angles(noise, row, lane, stream_ptr, step, D, D)
-            x = turn_all(x, angles, second, _SQRT_HALF, _SQRT_HALF, lane, D)
-        else:
-            x = turn_all(x, angles, angles, before, behind, lane, D)
+        angles = _noise_angles(noise, first_row, stream_ptr, step, 0, D, lane)
+        others = _noise_angles(noise, first_row, stream_ptr, step, D, D, lane) if STRANG else angles
+        b0, _, b2, _ = back
+        there, back, end = _turns(angles, others, 1.0, _SQRT_HALF, forth, STRANG, lane, D)
+        most = tl.maximum(most, _most(there, back, end, D))
+        t0, t1, t2, t3 = there
+        # The even group's turns back by drift and there by noise are one.
+        x = turn_middle(turn_even(x, (b0 + t0, t1, b2 + t2, t3), D), there, back, end, lane, D)
+    x = turn_even(x, back, D)
     now = square(x, D)
     to_20_bits = ((size.to(tl.uint32, bitcast=True) + 8) & 0xFFFFFFF0).to(tl.float32, bitcast=True)
-    lost = ~(is_normal(size) & is_normal(now))
+    lost = ~(is_normal(size) & is_normal(now) & (largest(most) <= LARGEST))
     scale = tl.where(lost, float("nan"), tl.sqrt(to_20_bits / now))
 
-    store(out_ptr, base, mask, x, scale, D)
+    store(out_ptr, first_row, row, mask, x, scale, D)
     if HAS_NET_IN:
-        store(net_in_ptr, base, mask, x, c_in * scale, D)
+        store(net_in_ptr, first_row, row, mask, x, c_in * scale, D)
     if HAS_HISTORY:
-        store(history_ptr, base, mask & lost, x, scale, D)
-    mark(bad_ptr + row, mask & lost, table_row)
+        store(history_ptr, first_row, row, mask & lost, x, scale, D)
+    mark(bad_ptr + first_row + row, mask & lost, table_row)
 
 
 def ring_step(

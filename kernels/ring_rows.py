@@ -1,9 +1,11 @@
-# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false
 """Triton device functions: rows of a ring in registers, each feature beside its neighbours.
 
-A lane holds one quad of features (four neighbours, which share one Philox counter) in each of a row's chunks, runs of
-LANES quads. A quad is a tuple of its features, each (ROWS, LANES), so a row is four tuples of chunks. ``lane``
-(ROWS, LANES) numbers the lanes. LANES <= 32 lie in a warp, so that a feature of the next quad is a shuffle away.
+A row is chunks of LANES quads of features (four neighbours, which share one Philox counter); a thread holds a quad of
+each. Rows are four tensors (chunks, ROWS, LANES), one for every feature of the quads. Their number of chunks is a power
+of two; that those after a row's last are empty is known to the compiler, which drops whatever is done to them. ``lane``
+(1, ROWS, LANES) numbers the lanes. LANES <= 32 lie in a warp, so that a feature of the next quad is a shuffle away.
 
 The slots behind the last feature of a row of d % 4 != 0 hold its first ones again, so that the pair around the end lies
 in the last quad.
@@ -14,130 +16,163 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+_POWERS = tl.constexpr(10)  # of two: more than the number of chunks has
+
 
 @triton.jit
-def load(ptr, base, mask, lane, D: tl.constexpr):
-    """Rows in float32, and behind their last features the first ones."""
-    ROWS: tl.constexpr = lane.shape[0]
-    LANES: tl.constexpr = lane.shape[1]
-    x0, x1, x2, x3 = (), (), (), ()
-    for i in tl.static_range(0, D, 4 * LANES):
-        feature, quad_mask = _features(mask, i, D, LANES)
-        if D % 4 > 0:
-            feature = tl.where(feature < D, feature, feature - D)
-        x = tl.load(ptr + base[:, :, None] + feature, mask=quad_mask, other=0.0).to(tl.float32)
-        even, odd = tl.split(x.reshape(ROWS, LANES, 2, 2))
-        a, c = tl.split(even)
-        b, d = tl.split(odd)
-        x0 += (a,)
-        x1 += (b,)
-        x2 += (c,)
-        x3 += (d,)
+def tile(n, ROWS: tl.constexpr, LANES: tl.constexpr):
+    """The program's first row, its rows counted from it and which of them exist (1, ROWS, 1), and the lanes."""
+    first_row = tl.program_id(0).to(tl.int64) * ROWS
+    row = tl.arange(0, ROWS)[None, :, None]
+    lane = tl.broadcast_to(tl.arange(0, LANES)[None, None, :], (1, ROWS, LANES))
+    return first_row, row, row < n - first_row, lane
+
+
+@triton.jit
+def load(ptr, n, first_row, row, lane, D: tl.constexpr):
+    """Rows in float32, and behind their last features the first ones.
+
+    Rows that do not exist are copies of the last: a mask for them would cost an instruction for every register.
+    """
+    ROWS: tl.constexpr = lane.shape[1]
+    LANES: tl.constexpr = lane.shape[2]
+    feature = _features(D, LANES)
+    source = tl.where(feature < D, feature, feature - D) if D % 4 > 0 else feature
+    row = first_row + tl.minimum(row, n - 1 - first_row)
+    x = tl.load(ptr + (row * D)[:, :, :, None] + source, mask=feature < triton.cdiv(D, 4) * 4, other=0.0)
+    even, odd = tl.split(x.to(tl.float32).reshape(feature.shape[0], ROWS, LANES, 2, 2))
+    x0, x2 = tl.split(even)
+    x1, x3 = tl.split(odd)
     return x0, x1, x2, x3
 
 
 @triton.jit
-def store(ptr, base, mask, x, factor, D: tl.constexpr):
+def store(ptr, first_row, row, mask, x, factor, D: tl.constexpr):
     """factor x."""
     x0, x1, x2, x3 = x
-    ROWS: tl.constexpr = x0[0].shape[0]
-    LANES: tl.constexpr = x0[0].shape[1]
-    for i in tl.static_range(len(x0)):
-        feature, quad_mask = _features(mask, 4 * LANES * i, D, LANES)
-        if D % 4 > 0:
-            quad_mask = quad_mask & (feature < D)
-        even, odd = tl.join(x0[i] * factor, x2[i] * factor), tl.join(x1[i] * factor, x3[i] * factor)
-        tl.store(ptr + base[:, :, None] + feature, tl.join(even, odd).reshape(ROWS, LANES, 4), mask=quad_mask)
+    CHUNKS: tl.constexpr = x0.shape[0]
+    ROWS: tl.constexpr = x0.shape[1]
+    LANES: tl.constexpr = x0.shape[2]
+    feature = _features(D, LANES)
+    even, odd = tl.join(x0 * factor, x2 * factor), tl.join(x1 * factor, x3 * factor)
+    quads = tl.join(even, odd).reshape(CHUNKS, ROWS, LANES, 4)
+    mask = mask[:, :, :, None] & (feature < D)
+    tl.store(ptr + ((first_row + row) * D)[:, :, :, None] + feature, quads, mask=mask)
 
 
 @triton.jit
-def _features(mask, START: tl.constexpr, D: tl.constexpr, LANES: tl.constexpr):
-    """Of the chunk from feature START on, and a mask of those of whole quads."""
-    feature = 4 * tl.arange(0, LANES)[None, :, None] + tl.arange(0, 4)[None, None, :] + START
-    quad_mask = mask[:, :, None]
-    if START + 4 * LANES > D:
-        quad_mask = quad_mask & (feature < (D + 3) // 4 * 4)
-    return feature, quad_mask
+def _features(D: tl.constexpr, LANES: tl.constexpr):
+    """The features of quads, (chunks, 1, LANES, 4)."""
+    chunk = tl.arange(0, triton.next_power_of_2(triton.cdiv(D, 4 * LANES)))[:, None, None, None]
+    return 4 * (chunk * LANES + tl.arange(0, LANES)[:, None]) + tl.arange(0, 4)
 
 
 @triton.jit
-def within(x, SLOT: tl.constexpr, I: tl.constexpr, END: tl.constexpr):
-    """x, which belongs to a slot of chunk I, and zero from the feature END on."""
-    LANES: tl.constexpr = x.shape[1]
-    if 4 * LANES * (I + 1) > END:
-        feature = 4 * tl.arange(0, LANES)[None, :] + (4 * LANES * I + SLOT)
-        x = tl.where(feature < END, x, 0.0)
+def within(x, SLOT: tl.constexpr, END: tl.constexpr):
+    """x, which belongs to a slot, and zero from the feature END on."""
+    LANES: tl.constexpr = x.shape[2]
+    if 4 * LANES * x.shape[0] > END:
+        chunk = tl.arange(0, x.shape[0])[:, None, None]
+        x = tl.where(4 * (chunk * LANES + tl.arange(0, LANES)) + SLOT < END, x, 0.0)
     return x
 
 
 @triton.jit
 def square(x, D: tl.constexpr):
-    """|x|^2 of every row, (ROWS, 1)."""
+    """|x|^2 of every row, (1, ROWS, 1)."""
     x0, x1, x2, x3 = x
-    total = x0[0] * 0.0
-    for i in tl.static_range(len(x0)):
-        total += within(x0[i] * x0[i], 0, i, D) + within(x1[i] * x1[i], 1, i, D)
-        total += within(x2[i] * x2[i], 2, i, D) + within(x3[i] * x3[i], 3, i, D)
-    return tl.sum(total, 1, keep_dims=True)
+    total = within(x0 * x0, 0, D) + within(x1 * x1, 1, D) + within(x2 * x2, 2, D) + within(x3 * x3, 3, D)
+    return tl.sum(tl.sum(total, 0, keep_dims=True), 2, keep_dims=True)
 
 
-# ---- neighbours: x is one feature of every quad, a tuple of chunks ----
+@triton.jit
+def largest(x):
+    """The largest of every row, (1, ROWS, 1), of which none is below zero."""
+    return tl.max(tl.max(x, 0, keep_dims=True), 2, keep_dims=True)
+
+
+# ---- neighbours: x is one feature of every quad ----
 
 
 @triton.jit
 def next_quad(x, lane, D: tl.constexpr):
     """The x of the next quad; behind the row's last quad comes its first."""
-    LANES: tl.constexpr = lane.shape[1]
-    result = ()
-    for i in tl.static_range(len(x)):
-        end = _last(D, LANES) if i == len(x) - 1 else LANES - 1
-        source = tl.where(lane == 0, x[(i + 1) % len(x)], x[i])
-        result += (tl.gather(source, tl.where(lane >= end, 0, lane + 1), 1),)
-    return result
+    LANES: tl.constexpr = lane.shape[2]
+    parts = _apart(x)
+    LAST: tl.constexpr = triton.cdiv(D, 4 * LANES) - 1
+    ahead = parts[1 : LAST + 1] + parts[:1] + parts[LAST + 1 :]
+    end = tl.where(tl.arange(0, x.shape[0])[:, None, None] == LAST, (D + 3) // 4 - 1 - LANES * LAST, LANES - 1)
+    return tl.gather(tl.where(lane == 0, _together(ahead), x), tl.where(lane >= end, 0, lane + 1), 2)
 
 
 @triton.jit
 def previous_quad(x, lane, D: tl.constexpr):
     """The x of the quad before; before the row's first quad comes its last."""
-    LANES: tl.constexpr = lane.shape[1]
-    around = of_last_quad(x[-1], lane, D)
-    result = (tl.where(lane == 0, around, tl.gather(x[0], tl.maximum(lane - 1, 0), 1)),)
-    for i in tl.static_range(1, len(x)):
-        source = tl.where(lane == LANES - 1, x[i - 1], x[i])
-        result += (tl.gather(source, tl.where(lane == 0, LANES - 1, lane - 1), 1),)
-    return result
+    LANES: tl.constexpr = lane.shape[2]
+    parts = _apart(x)
+    LAST: tl.constexpr = triton.cdiv(D, 4 * LANES) - 1
+    behind = (of_last_quad(x, lane, D),)
+    behind += parts[:LAST] + parts[LAST + 1 :]
+    source = tl.where(lane == LANES - 1, _together(behind), x)
+    index = tl.where(lane == 0, LANES - 1, lane - 1)
+    return tl.gather(source, tl.broadcast_to(index, x.shape), 2)
 
 
 @triton.jit
 def of_first_quad(x, lane):
-    """The x of the row's first quad, in every lane; x is of the first chunk."""
-    return tl.gather(x, lane * 0, 1)
+    """The x of the row's first quad, in every lane: (1, ROWS, LANES)."""
+    return tl.gather(_apart(x)[0], lane * 0, 2)
 
 
 @triton.jit
 def of_last_quad(x, lane, D: tl.constexpr):
-    """The x of the row's last quad, in every lane; x is of the last chunk."""
-    return tl.gather(x, lane * 0 + _last(D, lane.shape[1]), 1)
+    """The x of the row's last quad, in every lane: (1, ROWS, LANES)."""
+    LANES: tl.constexpr = lane.shape[2]
+    LAST: tl.constexpr = triton.cdiv(D, 4 * LANES) - 1
+    return tl.gather(_apart(x)[LAST], lane * 0 + ((D + 3) // 4 - 1 - LANES * LAST), 2)
 
 
 @triton.jit
-def replace_last(x, new, lane, D: tl.constexpr):
-    """x, with the last quad's from ``new``, (ROWS, LANES)."""
-    result = x[:-1]
-    result += (tl.where(lane == _last(D, lane.shape[1]), new, x[-1]),)
+def replace(x, new, QUAD: tl.constexpr):
+    """x, with that of a quad of the row from ``new``."""
+    LANES: tl.constexpr = x.shape[2]
+    quad = tl.arange(0, x.shape[0])[:, None, None] * LANES + tl.arange(0, LANES)
+    return tl.where(quad == QUAD, new, x)
+
+
+@triton.jit
+def _apart(x):
+    """The chunks of x, each (1, ROWS, LANES)."""
+    ROWS: tl.constexpr = x.shape[1]
+    LANES: tl.constexpr = x.shape[2]
+    parts = (x.permute(1, 2, 0),)
+    for power in tl.static_range(_POWERS):
+        if 2**power < x.shape[0]:
+            halves = ()
+            for k in tl.static_range(len(parts)):
+                pair = parts[k].reshape(ROWS, LANES, 2, parts[k].shape[2] // 2)
+                halves += tl.split(pair.permute(0, 1, 3, 2))
+            parts = halves
+    result = ()
+    for k in tl.static_range(len(parts)):
+        result += (parts[k].reshape(1, ROWS, LANES),)
     return result
 
 
 @triton.jit
-def replace_first(x, new, lane):
-    """x, with the first quad's from ``new``, (ROWS, LANES)."""
-    result = (tl.where(lane == 0, new, x[0]),)
-    result += x[1:]
-    return result
-
-
-@triton.jit
-def _last(D: tl.constexpr, LANES: tl.constexpr):
-    """The lane of a row's last quad."""
-    LAST: tl.constexpr = (D + 3) // 4 - 1
-    return LAST - LAST // LANES * LANES
+def _together(parts):
+    """What ``_apart`` took apart."""
+    ROWS: tl.constexpr = parts[0].shape[1]
+    LANES: tl.constexpr = parts[0].shape[2]
+    CHUNKS: tl.constexpr = len(parts)
+    wholes = ()
+    for k in tl.static_range(CHUNKS):
+        wholes += (parts[k].reshape(ROWS, LANES, 1),)
+    for power in tl.static_range(_POWERS):
+        if 2**power < CHUNKS:
+            pairs = ()
+            for k in tl.static_range(0, len(wholes), 2):
+                pair = tl.join(wholes[k], wholes[k + 1]).permute(0, 1, 3, 2)
+                pairs += (pair.reshape(ROWS, LANES, 2 * wholes[k].shape[2]),)
+            wholes = pairs
+    return wholes[0].permute(2, 0, 1)

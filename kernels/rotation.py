@@ -43,13 +43,12 @@ def _rotation_perturb_kernel(
     D: tl.constexpr, ROWS: tl.constexpr, QUADS: tl.constexpr,
     HAS_U_T: tl.constexpr, HAS_NET_IN: tl.constexpr, HAS_TARGET: tl.constexpr,
 ):  # fmt: skip
-    first_row, row, exists, offsets, masks = tile(n, D, ROWS, QUADS)
-    base = first_row * D
-    u0 = load(u0_ptr + base, offsets, masks)
+    first_row, row, exists, column = tile(n, D, ROWS, QUADS)
+    u0 = load(u0_ptr, n, first_row, row, column, D)
     row_ptr = coefficients_ptr + 4 * first_row + 4 * row
     spread = tl.load(row_ptr + 1, mask=exists, other=0.0)
 
-    z = first_normal(first_row + row, stream_ptr, TRAINING_ANGLE, step)
+    z = first_normal(first_row, row, stream_ptr, TRAINING_ANGLE, step)
     table_ptr, part = node(table_ptr, tl.load(row_ptr, mask=exists, other=0.0), nodes, columns)
     v = spread * between(table_ptr, part, z, columns)
 
@@ -61,13 +60,13 @@ def _rotation_perturb_kernel(
         sine = tl.sqrt(v * (2.0 - v))
         gain = tl.load(row_ptr + 2, mask=exists, other=0.0) * size * sine
         b = gain * (v - 1.0) * tl.rsqrt(square)
-        store(target_ptr + base, offsets, masks, combine(((gain * sine - b * rest) * scale, b), (u0, xi)))
+        store(target_ptr, first_row, row, exists, column, combine(((gain * sine - b * rest) * scale, b), (u0, xi)), D)
     new = turned(u0, scale, xi, rest, square, v)
     if HAS_U_T:
-        store(u_t_ptr + base, offsets, masks, new)
+        store(u_t_ptr, first_row, row, exists, column, new, D)
     if HAS_NET_IN:
         c_in = tl.load(row_ptr + 3, mask=exists, other=0.0)
-        store(net_in_ptr + base, offsets, masks, combine((c_in,), (new,)))
+        store(net_in_ptr, first_row, row, exists, column, combine((c_in,), (new,)), D)
 
 
 @triton.jit(do_not_specialize=["n", "step", "columns"])
@@ -76,12 +75,11 @@ def _rotation_step_kernel(
     D: tl.constexpr, ROWS: tl.constexpr, QUADS: tl.constexpr, GEODESIC: tl.constexpr, HAS_ANGLES: tl.constexpr,
     HAS_HISTORY: tl.constexpr, HAS_NET_IN: tl.constexpr,
 ):  # fmt: skip
-    first_row, row, exists, offsets, masks = tile(n, D, ROWS, QUADS)
-    base = first_row * D
-    u, f = load(u_ptr + base, offsets, masks), load(f_ptr + base, offsets, masks)
+    first_row, row, exists, column = tile(n, D, ROWS, QUADS)
+    u, f = load(u_ptr, n, first_row, row, column, D), load(f_ptr, n, first_row, row, column, D)
     past = ()
     if HAS_HISTORY:
-        past = load(history_ptr + base, offsets, masks)
+        past = load(history_ptr, n, first_row, row, column, D)
     table_row = row_of(stream_ptr, step)
     table_ptr += table_row * _COLUMNS
     if GEODESIC:
@@ -90,16 +88,16 @@ def _rotation_step_kernel(
     else:
         new, memory, lost = flow(u, f, past, table_ptr)
     if HAS_HISTORY:
-        store(history_ptr + base, offsets, masks, memory)
+        store(history_ptr, first_row, row, exists, column, memory, D)
     if HAS_ANGLES:
-        z = first_normal(first_row + row, stream_ptr, ANGLE, step)
+        z = first_normal(first_row, row, stream_ptr, ANGLE, step)
         v = tl.load(table_ptr + 7) * interpolate(angles_ptr + table_row * columns, z, columns)
         xi = normal_rows(first_row, stream_ptr, STEP, step, D, ROWS, QUADS)
         xi, rest, square, v = turn(new, 1.0, xi, v)
         new = turned(new, 1.0, xi, rest, square, v)
-    store(out_ptr + base, offsets, masks, new)
+    store(out_ptr, first_row, row, exists, column, new, D)
     if HAS_NET_IN:
-        store(net_in_ptr + base, offsets, masks, combine((tl.load(table_ptr + 8),), (new,)))
+        store(net_in_ptr, first_row, row, exists, column, combine((tl.load(table_ptr + 8),), (new,)), D)
     mark(bad_ptr + first_row + row, lost & exists, table_row)
 
 

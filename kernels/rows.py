@@ -1,10 +1,15 @@
-# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false
 """Triton device functions: whole rows in registers.
 
 A program owns ROWS rows, each a tuple of chunks of QUADS quads (four neighbouring features, which share one Philox
 counter and lie in one thread), of which the last may be part empty: no row is padded to a power of two. Everything that
 happens to a row is ``dot`` or ``combine`` with numbers of its own. A second projection costs no pass: of a projected
 vector q, the rest q.u is measured together with q.q and goes into the numbers.
+
+Noise is made and memory is accessed for a block of all chunks at once, (chunks, ROWS, QUADS, 4), with as many after the
+last as make their number a power of two. That they are empty is known to the compiler, which drops whatever is done to
+them; a copy of the code for every chunk would take it ten times as long.
 """
 
 from __future__ import annotations
@@ -12,52 +17,86 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .philox import normal_quads
+from .philox import normals
 
 SHORTEST = tl.constexpr(1e-30)  # squared: a shorter vector has no direction
+_POWERS = tl.constexpr(10)  # of two: more than the number of chunks has
 
 
 @triton.jit
 def tile(n, D: tl.constexpr, ROWS: tl.constexpr, QUADS: tl.constexpr):
-    """The program's first row, its rows counted from it and which of them exist, and each chunk's offsets and mask."""
-    WIDTH: tl.constexpr = 4 * QUADS
+    """The program's first row, its rows counted from it and which of them exist, and the block's columns."""
+    CHUNKS: tl.constexpr = triton.cdiv(D, 4 * QUADS)
     first_row = tl.program_id(0).to(tl.int64) * ROWS
-    row = tl.arange(0, ROWS)[:, None]
-    column = tl.arange(0, WIDTH)[None, :]
+    row = tl.arange(0, ROWS)
     exists = row < (n - first_row if ROWS > 1 else 1)
-    offsets, masks = (), ()
-    for start in tl.static_range(0, D, WIDTH):
-        offsets += (D * row + column + start,)
-        masks += (exists & (column < D - start) if start + WIDTH > D else exists,)
-    return first_row, row, exists, offsets, masks
+    chunk = tl.arange(0, triton.next_power_of_2(CHUNKS))[:, None, None, None]
+    column = 4 * (chunk * QUADS + tl.arange(0, QUADS)[:, None]) + tl.arange(0, 4)
+    return first_row, row[:, None], exists[:, None], column
 
 
 @triton.jit
-def load(ptr, offsets, masks):
-    """Rows in float32, 0 beyond their ends."""
-    chunks = ()
-    for i in tl.static_range(len(offsets)):
-        chunks += (tl.load(ptr + offsets[i], mask=masks[i], other=0.0).to(tl.float32),)
-    return chunks
+def load(ptr, n, first_row, row, column, D: tl.constexpr):
+    """Rows in float32, 0 beyond their ends.
+
+    Rows that do not exist are copies of the last: a mask for them would cost an instruction for every register.
+    """
+    row = first_row + tl.minimum(row, n - 1 - first_row)
+    x = tl.load(ptr + (row * D)[:, :, None] + column, mask=column < D, other=0.0)
+    return _apart(x.to(tl.float32), D)
 
 
 @triton.jit
-def store(ptr, offsets, masks, x):
+def store(ptr, first_row, row, exists, column, x, D: tl.constexpr):
     """Rows in the dtype that ptr points to."""
-    for i in tl.static_range(len(offsets)):
-        tl.store(ptr + offsets[i], x[i], mask=masks[i])
+    mask = exists[:, :, None] & (column < D)
+    ROWS: tl.constexpr = exists.shape[0]
+    QUADS: tl.constexpr = column.shape[2]
+    parts = ()
+    for k in tl.static_range(column.shape[0]):
+        parts += (x[k if k < len(x) else 0].reshape(ROWS, QUADS, 4, 1),)
+    for power in tl.static_range(_POWERS):
+        if 2**power < column.shape[0]:
+            pairs = ()
+            for k in tl.static_range(0, len(parts), 2):
+                pair = tl.join(parts[k], parts[k + 1]).permute(0, 1, 2, 4, 3)
+                pairs += (pair.reshape(ROWS, QUADS, 4, 2 * parts[k].shape[3]),)
+            parts = pairs
+    tl.store(ptr + ((first_row + row) * D)[:, :, None] + column, parts[0].permute(3, 0, 1, 2), mask=mask)
+
+
+@triton.jit
+def _apart(block, D: tl.constexpr):
+    """The chunks of a block, each (ROWS, 4 QUADS)."""
+    ROWS: tl.constexpr = block.shape[1]
+    QUADS: tl.constexpr = block.shape[2]
+    parts = (block.permute(1, 2, 3, 0),)
+    for power in tl.static_range(_POWERS):
+        if 2**power < block.shape[0]:
+            halves = ()
+            for k in tl.static_range(len(parts)):
+                pair = parts[k].reshape(ROWS, QUADS, 4, 2, parts[k].shape[3] // 2)
+                halves += tl.split(pair.permute(0, 1, 2, 4, 3))
+            parts = halves
+    chunks = ()
+    for k in tl.static_range(triton.cdiv(D, 4 * QUADS)):
+        chunks += (parts[k].reshape(ROWS, 4 * QUADS),)
+    return chunks
 
 
 @triton.jit
 def normal_rows(first_row, stream_ptr, kind, step, D: tl.constexpr, ROWS: tl.constexpr, QUADS: tl.constexpr):
     """Rows of normals, 0 beyond their ends."""
-    WIDTH: tl.constexpr = 4 * QUADS
-    lane = tl.arange(0, ROWS * QUADS)
-    chunks = ()
-    for start in tl.static_range(0, D, WIDTH):
-        z = normal_quads(start // 4 + lane % QUADS, first_row + lane // QUADS, stream_ptr, kind, step)
-        z = z.reshape(ROWS, WIDTH)
-        chunks += (tl.where(tl.arange(0, WIDTH)[None, :] < D - start, z, 0.0) if start + WIDTH > D else z,)
+    CHUNKS: tl.constexpr = triton.next_power_of_2(triton.cdiv(D, 4 * QUADS))
+    # In the order in which a tensor's elements are dealt out to threads, so that each gets a quad of every chunk.
+    lane = tl.arange(0, CHUNKS * ROWS * QUADS)
+    quad = lane // (ROWS * QUADS) * QUADS + lane % QUADS
+    z = normals(quad, first_row, lane // QUADS % ROWS, stream_ptr, kind, step, 1.0)
+    chunks = _apart(z.reshape(CHUNKS, ROWS, QUADS, 4), D)
+    if D % (4 * QUADS) > 0:
+        end = tl.where(tl.arange(0, 4 * QUADS)[None, :] < D % (4 * QUADS), chunks[-1], 0.0)
+        chunks = chunks[:-1]
+        chunks += (end,)
     return chunks
 
 

@@ -3,14 +3,15 @@
 The launchers run as they are, on CPU tensors, under a driver that only names a target: what they would launch is
 compiled and disassembled. Triton must not have been imported for its interpreter, so this has its own process:
 
-    python tests/machine_code.py > kernels/machine_code.csv    the table, to which ``bench/machine_code.csv`` is a link
-    python tests/machine_code.py --mutants                     the same of kernels that were spoilt on purpose
-    python tests/machine_code.py --launches                    how many kernels a long run compiles, and what they change
+    python tests/machine_code.py > kernels/machine_code.csv
 
-``test_machine_code.py`` judges what they print. Code is straight, so instructions are those of a warp's one pass, and
-what they do is told by element: ``bytes_per_element`` is that of whole arrays and of the numbers that every row has.
-``array_loads`` and ``array_stores`` are a thread's accesses, by their width in bits, that are needed for its elements of
-every array; the actual ``loads`` and ``stores`` have those of single numbers, too.
+writes the table that ``bench/machine_code.csv`` is a link to; with ``--json`` it prints all that
+``test_machine_code.py`` judges, the same of kernels that were spoilt on purpose among it.
+
+Code is straight, so instructions are those of a warp's one pass. ``bytes_per_element`` are those of whole arrays and of
+the numbers that every row has. ``array_loads`` and ``array_stores`` are the accesses by which a thread reads and writes
+its elements of every array once, by their width in bits; ``loads`` and ``stores`` are all that there are. Instructions
+by pipe are those of the machine model: a 64-bit product is two of its 32-bit ones.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ import csv
 import dataclasses
 import functools
 import itertools
+import json
 import multiprocessing
 import re
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -48,10 +50,9 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }  # fmt: skip
 D = 784
-MUTANT_D = {"rotation_perturb": 64, "rotation_step": 64, "ring_step": 128}  # whose code for 784 takes long to compile
-WORKERS = 2
+_MUTANT_D = {"rotation_perturb": 64, "rotation_step": 64, "ring_step": 128}  # whose code for 784 takes long to compile
+_WORKERS = 2
 _TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
-# The pipes of the machine model. A 64-bit product is two of its 32-bit ones; conversions with rounding are special.
 _PIPES = {
     "fp32": ("FFMA", "FMUL", "FADD", "HFMA2"),
     "imad": ("IMAD",),
@@ -64,7 +65,8 @@ _PIPES = {
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A launcher with arguments, the elements of a program of so many threads and the quads of a thread, and the arrays."""
+    """A launcher with arguments, what of a program of so many threads it takes (elements of it, quads of a thread), and
+    the arrays by their names, with what bytes every row has besides."""
 
     kernel: str
     form: str
@@ -77,7 +79,7 @@ class Variant:
 
 @dataclasses.dataclass(frozen=True)
 class Code:
-    """What is read off; ``loads`` and ``stores`` of global memory by width in bits, ``stack`` and ``shared`` in bytes."""
+    """What is read off: accesses of global memory by their width in bits, ``stack`` and ``shared`` in bytes."""
 
     instructions: int
     threads: int
@@ -124,14 +126,13 @@ def variants(d: int, n: int = 64, stream: Tensor | None = None, step: int = 2, s
     for form in (
         "",
         "float32",
-        "stein",
         "linear",
         "log",
         "log net_in",
         "log net_in history",
         "log linear net_in history",
     ):
-        flags = ("stein" in form, "linear" in form, "log" in form)
+        flags = (False, "linear" in form, "log" in form)
         g = past if form == "float32" else f
         outputs = _outputs(form, past, net_in)
         launch = functools.partial(
@@ -144,7 +145,7 @@ def variants(d: int, n: int = 64, stream: Tensor | None = None, step: int = 2, s
     arguments = (torch.empty(n, 4), torch.empty(2, 9, 65), stream, step)
     launch = functools.partial(rotation.rotation_perturb, x, *arguments, None, net_in, past)
     yield Variant("rotation_perturb", "", launch, share, {"u0": x}, {"net_in": net_in, "target": past}, 16)
-    for form in ("", "float32", "history", "angles", "angles history", "geodesic", "geodesic history"):
+    for form in ("", "float32", "history", "angles history", "geodesic history"):
         angles, geodesic = torch.empty(step + 1, 65) if "angles" in form else None, "geodesic" in form
         g = past if form == "float32" else f
         outputs = _outputs(form + " net_in", past, array() if form == "float32" else net_in)
@@ -156,15 +157,13 @@ def variants(d: int, n: int = 64, stream: Tensor | None = None, step: int = 2, s
         yield Variant("rotation_step", form, launch, share, reads, {"out": x, **outputs})
 
     share, table = functools.partial(whole_rows, ring), torch.empty(step + 1, 3)
-    for form in ("lie", "strang", "strang history", "strang restart"):
-        restart = "restart" in form
+    for form in ("lie", "strang history"):
         outputs = _outputs(form + " net_in", past, net_in)
         launch = functools.partial(
-            ring.ring_step, x, f, table, stream, step, bad, x, past if restart else outputs.get("history"),
-            outputs["net_in"], restart, "strang" in form,
+            ring.ring_step, x, f, table, stream, step, bad, x, outputs.get("history"), outputs["net_in"],
+            False, "strang" in form,
         )  # fmt: skip
-        reads = {"x": x, "f": f, **({"history": past} if restart else {})}
-        yield Variant("ring_step", form, launch, share, reads, {"out": x, **outputs})
+        yield Variant("ring_step", form, launch, share, {"x": x, "f": f}, {"out": x, **outputs})
 
     launch = functools.partial(optim.egd_step, x.view(-1), past.view(-1), torch.empty(1))
     yield Variant(
@@ -255,7 +254,8 @@ def _bits(op: str) -> int:
 def _read_amd(kernel: CompiledKernel) -> dict[str, Any]:
     text = kernel.asm["amdgcn"]
     usage = {name: int(value) for name, value in re.findall(r"^\s+\.(\w+):\s+(\d+)$", text, re.MULTILINE)}
-    body = text[: text.index("s_endpgm")]  # the last instruction; what follows is data
+    # Up to the first label, arguments are loaded if the loader of kernels has not done so; behind the end is data.
+    body = re.sub(r"\A.*?\n\ts_branch \.LBB\d+_0\n", "", text[: text.index("s_endpgm")], count=1, flags=re.DOTALL)
     code = re.findall(r"^\t([a-z]\w+)", body, re.MULTILINE)
     return {
         "instructions": len(code),
@@ -311,7 +311,7 @@ _SINE = (
 )
 _NORMALS = (
     philox.normals,
-    "x, y = box_muller(tl.join(word0, word2), tl.join(word1, word3))",
+    "x, y = box_muller(tl.join(word0, word2), tl.join(word1, word3), scale)",
     "seed, pairs = tl.load(stream_ptr), tl.join(4 * quad, 4 * quad + 2)\n"
     "    x, y = tl.randn(seed, pairs), tl.randn(seed, pairs + 1)",
 )
@@ -325,20 +325,20 @@ _NARROW = (".to(tl.int64)", "")
 _QUADS = {
     "randn": _NORMALS,
     "sine": _SINE,
-    "mask": (gbm._tile, "(row < rows_left)[:, None]", "offsets + 1 < rows_left * D"),
+    "mask": (gbm._tile, "mask = exists[:, None]", "mask = offsets + 1 < (n - first_row) * D"),
     "rows": (gbm._tile, *_NARROW),
 }
 _WHOLE_ROWS = {
     "randn": _NORMALS,
     "sine": _SINE,
-    "mask": (rows.tile, "else exists,)", "else D * row + column + 1 < D * (n - first_row),)"),
+    "mask": (rows.store, "(column < D)", "(column + 1 < D)"),
     "rows": (rows.tile, *_NARROW),
 }
 _RINGS = {
     "randn": _FOUR_NORMALS,
     "sine": _SINE,
-    "mask": (ring_rows._features, "quad_mask = mask[:, :, None]", "quad_mask = mask[:, :, None] & (feature + 1 < D)"),
-    "rows": (ring._ring_step_kernel, *_NARROW),
+    "mask": (ring_rows.store, "(feature < D)", "(feature + 1 < D)"),
+    "rows": (ring_rows.tile, *_NARROW),
 }
 _WEIGHTS = {
     "mask": (optim._egd_step_kernel, "lane < whole", "lane < count"),
@@ -350,7 +350,7 @@ _MUTATIONS: dict[tuple[str, str], dict[str, _Mutation]] = {
     ("gbm_perturb", "x_t"): _QUADS,
     ("gbm_step", ""): _QUADS,
     ("rotation_perturb", ""): _WHOLE_ROWS,
-    ("rotation_step", "angles"): _WHOLE_ROWS,
+    ("rotation_step", "angles history"): _WHOLE_ROWS,
     ("ring_step", "lie"): _RINGS,
     ("egd_step", ""): _WEIGHTS,
 }
@@ -387,6 +387,7 @@ def _row(task: _Task) -> dict[str, Any]:
         **{name: _widths(value) if isinstance(value, Counter) else value for name, value in read_off.items()},
         "array_loads": _widths(_of_quads(variant.reads, quads)),
         "array_stores": _widths(_of_quads(variant.writes, quads)),
+        "written": " ".join(sorted(found["store"])),
         "wide_offsets": int(all(found[kind].get(name, False) for kind, names in kinds for name in names)),
         **{f"pipe_{name}": pipes[name] for name in _PIPES},
     }  # fmt: skip
@@ -404,42 +405,61 @@ def _widths(counts: Counter[int]) -> str:
     return " ".join(f"{count}x{bits}" for bits, count in sorted(counts.items()))
 
 
-def _table(tasks: Iterable[_Task]) -> list[dict[str, Any]]:
-    triton_key()  # is a hash of Triton's files, which every process would work out
-    with multiprocessing.get_context("fork").Pool(WORKERS, maxtasksperchild=1) as pool:
-        return pool.map(_row, tasks, chunksize=1)
+def _launches(kernel: str) -> dict[str, Any]:
+    """How many variants steps, seeds and batches compile of a kernel's form, for so many classes of (d, dtype)."""
+    driver.set_active(_Driver(TARGETS["sm_90"]))  # pyright: ignore[reportArgumentType]
+    functions, classes = [], set()
+
+    def warm_up(function: JITFunction, grid: tuple[int, ...]) -> Callable[..., None]:
+        functions.append(function)
+        return lambda *args, **options: function.warmup(*args, grid=grid, **options)
+
+    (form,) = (form for name, form in _MUTATIONS if name == kernel)
+    with mock.patch.object(JITFunction, "__getitem__", warm_up):
+        for d, (n, seed) in itertools.product((8, 64), ((1, 0), (16, 1), (100, 2**64 - 1))):
+            streams = rng.by_step(rng.stream(seed, start=seed % 7), 50)
+            for step in range(50):
+                # The step is counted on the host, or stands in the stream.
+                for arguments in ((rng.stream(seed), step), (streams[step], 0)):
+                    variant = next(v for v in variants(d, n, *arguments) if (v.kernel, v.form) == (kernel, form))
+                    variant.launch()
+            classes.add(d if kernel != "egd_step" else "any")  # whose rows are no constants
+    (function,) = set(functions)
+    (cache,) = function.device_caches.values()
+    return {"kernel": kernel, "classes": len(classes), "variants": len(cache[0])}
 
 
-def codes() -> list[dict[str, Any]]:
-    """Of every variant on every target."""
-    return _table([("", target, v.kernel, v.form, D) for target, v in itertools.product(TARGETS, variants(D))])
+def _codes() -> list[_Task]:
+    """Every variant on every target."""
+    return [("", target, v.kernel, v.form, D) for target, v in itertools.product(TARGETS, variants(D))]
 
 
-def mutants() -> list[dict[str, Any]]:
-    """Of one variant of every kernel on one target, spoilt in every way that applies."""
-    return _table([
-        (mutant, "sm_90", kernel, form, MUTANT_D.get(kernel, D))
+def _mutants() -> list[_Task]:
+    """One variant of every kernel on one target, spoilt in every way that applies."""
+    return [
+        (mutant, "sm_90", kernel, form, _MUTANT_D.get(kernel, D))
         for (kernel, form), mutations in _MUTATIONS.items()
         for mutant in ("unaligned", *mutations)
-    ])  # fmt: skip
-
-
-def launches() -> list[dict[str, Any]]:
-    """Of every kernel, the variants that steps, seeds and batches of one (d, dtype) compile, and the arrays that they
-    write beside those that its operation says it does."""
-    driver.set_active(_Driver(TARGETS["sm_90"]))  # pyright: ignore[reportArgumentType]
-    return []
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mutants", action="store_true")
-    parser.add_argument("--launches", action="store_true")
+    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    table = mutants() if options.mutants else launches() if options.launches else codes()
-    writer = csv.DictWriter(sys.stdout, list(table[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
+    triton_key()  # is a hash of Triton's files, which every process would work out
+    with multiprocessing.get_context("fork").Pool(_WORKERS, maxtasksperchild=1) as pool:
+        codes = pool.map_async(_row, _codes(), chunksize=1)
+        if options.json:
+            mutants = pool.map_async(_row, _mutants(), chunksize=1)
+            launches = pool.map_async(_launches, [kernel for kernel, _ in _MUTATIONS], chunksize=1)
+            json.dump({"codes": codes.get(), "mutants": mutants.get(), "launches": launches.get()}, sys.stdout)
+        else:
+            writer = csv.DictWriter(
+                sys.stdout, [name for name in codes.get()[0] if name != "mutant"], lineterminator="\n"
+            )
+            writer.writeheader()
+            writer.writerows({name: row[name] for name in writer.fieldnames} for row in codes.get())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,185 @@
+"""The guard of the GPU kernels: what their machine code must not lose, read off on a machine without a GPU.
+
+``machine_code.py`` compiles every variant for every target, and mutants of one variant of every kernel, in a process of
+its own, since here Triton is imported for its interpreter. Mutants prove that the guard sees what it is for.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastmsgm import ops
+from fastmsgm.roofline import GPUS
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).parent.parent
+H100 = next(gpu for gpu in GPUS if gpu.name == "H100")
+
+# Instructions per element and registers on sm_80, sm_90, sm_100 and gfx942, as they are; a tenth more is looked at.
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+MEASURED = {
+    ("fill_normal", ""): ((32.7, 33.3, 33.1, 38.6), (80, 80, 95, 45)),
+    ("gbm_perturb", "x_t"): ((39.2, 39.5, 39.5, 44.1), (96, 107, 107, 61)),
+    ("gbm_perturb", "net_in z"): ((58.6, 59.3, 53.3, 68.4), (125, 142, 135, 64)),
+    ("gbm_step", ""): ((46.0, 46.1, 46.4, 54.6), (118, 121, 136, 68)),
+    ("gbm_step", "float32"): ((44.5, 45.4, 44.9, 50.1), (127, 127, 127, 62)),
+    ("gbm_step", "linear"): ((45.8, 46.0, 44.7, 51.4), (127, 121, 102, 64)),
+    ("gbm_step", "log"): ((64.0, 63.9, 64.7, 74.5), (116, 114, 136, 123)),
+    ("gbm_step", "log net_in"): ((67.0, 66.8, 61.7, 82.1), (124, 128, 128, 126)),
+    ("gbm_step", "log net_in history"): ((72.4, 72.1, 66.2, 81.2), (168, 168, 182, 120)),
+    ("gbm_step", "log linear net_in history"): ((87.1, 86.0, 86.9, 89.4), (145, 181, 195, 95)),
+    ("rotation_perturb", ""): ((47.6, 47.7, 46.1, 62.6), (128, 128, 136, 218)),
+    ("rotation_step", ""): ((17.0, 17.0, 17.4, 27.7), (148, 142, 140, 180)),
+    ("rotation_step", "float32"): ((14.9, 14.8, 16.2, 19.6), (128, 126, 140, 190)),
+    ("rotation_step", "history"): ((22.2, 22.4, 23.6, 33.0), (254, 240, 234, 263)),
+    ("rotation_step", "angles history"): ((61.6, 61.8, 59.7, 79.7), (254, 246, 237, 288)),
+    ("rotation_step", "geodesic history"): ((59.7, 60.0, 59.0, 72.3), (255, 242, 243, 273)),
+    ("ring_step", "lie"): ((133.1, 134.1, 119.7, 148.6), (128, 128, 172, 167)),
+    ("ring_step", "strang history"): ((160.4, 162.8, 142.8, 174.6), (168, 152, 236, 258)),
+    ("egd_step", ""): ((17.8, 17.2, 16.6, 26.2), (32, 38, 39, 37)),
+}  # fmt: skip
+MARGIN = 1.13
+# Instructions per element on sm_90 that are promised, where that is less.
+PROMISED = {
+    ("gbm_step", ""): 48, ("gbm_step", "float32"): 48, ("gbm_step", "linear"): 48, ("gbm_step", "log"): 64,
+    ("rotation_step", "geodesic history"): 60,
+}  # fmt: skip
+# The model's time of memory over that of the slowest other part, on an H100: what is promised, or what it is now, less
+# the margin. Steps of a ring are not bound by memory.
+SLACK = {
+    ("fill_normal", ""): 0.93, ("gbm_perturb", "x_t"): 1.59, ("gbm_perturb", "net_in z"): 1.31,
+    ("gbm_step", ""): 1.8, ("gbm_step", "float32"): 1.8, ("gbm_step", "linear"): 1.8,
+    ("gbm_step", "log"): 1.22, ("gbm_step", "log net_in"): 1.4, ("gbm_step", "log net_in history"): 1.6,
+    ("gbm_step", "log linear net_in history"): 1.6, ("rotation_perturb", ""): 1.64, ("rotation_step", ""): 1.8,
+    ("rotation_step", "float32"): 1.8, ("rotation_step", "history"): 1.8, ("rotation_step", "angles history"): 1.8,
+    ("rotation_step", "geodesic history"): 1.8, ("ring_step", "lie"): 0.69, ("ring_step", "strang history"): 0.76,
+    ("egd_step", ""): 1.8,
+}  # fmt: skip
+# What a thread may read besides its elements, numbers of 64 and of 32 bits: the stream (seed, sample, step, and again
+# behind a ring's branch); the step's row of the table; of its row, or of those of all its quads, coefficients and
+# whether it is lost; neighbours in a row of a table of angles, or in two of both tables; the rate, a weight behind the
+# last quad and its gradient.
+STREAM = 4
+NUMBERS = {
+    "fill_normal": 0, "gbm_perturb": 3 * 8, "gbm_step": 9 + 8, "rotation_perturb": 4 + 8, "rotation_step": 9 + 2 + 1,
+    "ring_step": 3 + 1, "egd_step": 1 + 2,
+}  # fmt: skip
+WRITTEN_NUMBERS = {"gbm_step": 8, "rotation_step": 1, "ring_step": 1, "egd_step": 1}  # rows that are lost; a weight
+# The rows that history keeps are written again where they are lost: off, but for these.
+WRITTEN_AGAIN = {("ring_step", "strang history"): 7}
+NOT_GIVEN = {"rotation_perturb": {"u_t"}}  # outputs that no variant has
+BRANCHES = {"ring_step": 1}  # over the noise, if there is none
+AMD_BRANCHES = {"ring_step": 4}  # which has code of its own for that case
+BARRIERS = {"rotation_perturb": 3, "rotation_step": 1, "ring_step": 1}  # between lanes that share a row
+
+
+@pytest.fixture(scope="module")
+def tables() -> dict[str, list[dict[str, Any]]]:
+    """What ``machine_code.py`` finds."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, ROOT / "tests/machine_code.py", "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def faults(row: dict[str, Any]) -> list[str]:
+    """What is wrong with a variant's machine code, whatever it is a variant of."""
+    kernel, amd = row["kernel"], row["target"] == "gfx942"
+    limits = {"spills": 0, "stack": 0, "branches": (AMD_BRANCHES if amd else BRANCHES).get(kernel, 0)}
+    limits["barriers"] = BARRIERS.get(kernel, 0)
+    found = [f"{row[name]} {name}, not {most}" for name, most in limits.items() if row[name] > most]
+    if not row["wide_offsets"]:
+        found.append("rows at offsets of 32 bits")
+    numbers = {"loads": {64: STREAM, 32: STREAM + NUMBERS[kernel]}, "stores": {32: WRITTEN_NUMBERS.get(kernel, 0)}}
+    numbers["stores"][128] = WRITTEN_AGAIN.get((kernel, row["form"]), 0)
+    for name, more in numbers.items():
+        actual, needed = widths(row[name]), widths(row[f"array_{name}"])
+        for bits in {*actual, *needed}:
+            least = needed.get(bits, 0)
+            most = least + more.get(bits, 0)
+            if amd and kernel in BARRIERS:  # of rows' empty chunks one is left, out of the bounds of each of the arrays
+                most += 3
+            if not least <= actual.get(bits, 0) <= most:
+                found.append(f"{actual.get(bits, 0)} {name} of {bits} bits, not {least} to {most}")
+    return found
+
+
+def widths(text: str) -> dict[int, int]:
+    """Of "4x64 8x128"."""
+    return {int(bits): int(count) for count, bits in (item.split("x") for item in text.split())}
+
+
+def slack(row: dict[str, Any]) -> float:
+    """Memory's time over that of the busiest pipe, by the model of an H100."""
+    share = float(row["instructions_per_element"]) / row["instructions"]
+    parts = {"issue": row["instructions"]} | {p: row[f"pipe_{p}"] for p in ("fp32", "imad", "alu", "special", "shared")}
+    slowest = max(share * count / H100.rate(part) for part, count in parts.items())
+    return float(row["bytes_per_element"]) / H100.bandwidth / slowest
+
+
+def test_nothing_is_lost(tables: dict[str, list[dict[str, Any]]]) -> None:
+    for row in tables["codes"]:
+        name = f"{row['target']:7} {row['kernel']} {row['form']}"
+        print(f"{name:50} {row['instructions_per_element']:>7} instructions/element, {row['registers']:3} registers")
+    wrong = {(row["target"], row["kernel"], row["form"]): faults(row) for row in tables["codes"]}
+    assert not {name: found for name, found in wrong.items() if found}
+
+
+def test_no_more_instructions_and_registers(tables: dict[str, list[dict[str, Any]]]) -> None:
+    assert {(row["kernel"], row["form"]) for row in tables["codes"]} == MEASURED.keys()
+    wrong = []
+    for row in tables["codes"]:
+        variant, target = (row["kernel"], row["form"]), TARGETS.index(row["target"])
+        most, registers = (MARGIN * numbers[target] for numbers in MEASURED[variant])
+        if row["target"] == "sm_90":
+            most = min(most, PROMISED.get(variant, most))
+        if float(row["instructions_per_element"]) > most or row["registers"] > registers:
+            wrong.append((row["target"], *variant, row["instructions_per_element"], row["registers"]))
+    assert not wrong
+
+
+def test_memory_is_the_limit(tables: dict[str, list[dict[str, Any]]]) -> None:
+    got = {(row["kernel"], row["form"]): slack(row) for row in tables["codes"] if row["target"] == "sm_90"}
+    assert got.keys() == SLACK.keys()
+    assert not {name: got[name] for name, least in SLACK.items() if got[name] < least}
+
+
+def test_the_guard_sees_every_mutant(tables: dict[str, list[dict[str, Any]]]) -> None:
+    unseen = [(row["mutant"], row["kernel"]) for row in tables["mutants"] if not faults(row)]
+    assert not unseen
+    assert len(tables["mutants"]) == 33
+
+
+def test_one_variant_for_all_steps_seeds_and_batches(tables: dict[str, list[dict[str, Any]]]) -> None:
+    for row in tables["launches"]:
+        assert row["variants"] == row["classes"], row["kernel"]
+
+
+def test_kernels_write_what_their_operations_say(tables: dict[str, list[dict[str, Any]]]) -> None:
+    written: dict[str, set[str]] = {}
+    for row in tables["codes"]:
+        written.setdefault(row["kernel"], set()).update(row["written"].split())
+    for kernel, names in written.items():
+        arguments = getattr(ops, f"{kernel}_")._opoverload._schema.arguments
+        declared = {a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write}
+        if kernel.endswith("_step") and kernel != "egd_step":  # out of place or, given the state itself, in place
+            declared = declared - {arguments[0].name} | {"out"}
+        assert names == declared - NOT_GIVEN.get(kernel, set()), kernel
+
+
+def test_the_table_is_of_these_variants(tables: dict[str, list[dict[str, Any]]]) -> None:
+    with open(ROOT / "bench/machine_code.csv") as file:
+        kept = list(csv.DictReader(file))
+    assert [(r["target"], r["kernel"], r["form"]) for r in kept] == [
+        (r["target"], r["kernel"], r["form"]) for r in tables["codes"]
+    ]
