@@ -62,13 +62,13 @@ def test_class_average() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_centres_are_float32(fit: str, dtype: torch.dtype) -> None:
     """The state is float32, whatever the data were fitted in."""
-    arguments = (torch.ones(3, 2, dtype=dtype), *([torch.zeros(3)] if fit == "class_average" else []))
+    arguments = (torch.ones(3, 2, dtype=dtype), *([torch.zeros(3).long()] if fit == "class_average" else []))
     assert getattr(LogNormalPrior, fit)(*arguments).centres.dtype == torch.float32
 
 
-@pytest.mark.parametrize("labels", [torch.zeros(2), torch.zeros(3, 1)])
+@pytest.mark.parametrize("labels", [torch.zeros(2).long(), torch.zeros(3, 1).long()])
 def test_class_average_refuses_labels(labels: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match=r"labels must have shape \(3,\), got"):
+    with pytest.raises(ValueError, match=r"labels must have shape \(3,\), one for each sample, got"):
         LogNormalPrior.class_average(torch.ones(3, 2), labels)
 
 
