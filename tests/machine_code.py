@@ -322,24 +322,16 @@ _FOUR_NORMALS = (
     "    return tl.randn(seed, quad), tl.randn(seed, quad + 1), tl.randn(seed, quad + 2), tl.randn(seed, quad + 3)",
 )
 _NARROW = (".to(tl.int64)", "")
-_QUADS = {
-    "randn": _NORMALS,
-    "sine": _SINE,
-    "mask": (gbm._tile, "mask = exists[:, None]", "mask = offsets + 1 < (n - first_row) * D"),
-    "rows": (gbm._tile, *_NARROW),
-}
-_WHOLE_ROWS = {
-    "randn": _NORMALS,
-    "sine": _SINE,
-    "mask": (rows.store, "(column < D)", "(column + 1 < D)"),
-    "rows": (rows.tile, *_NARROW),
-}
-_RINGS = {
-    "randn": _FOUR_NORMALS,
-    "sine": _SINE,
-    "mask": (ring_rows.store, "(feature < D)", "(feature + 1 < D)"),
-    "rows": (ring_rows.tile, *_NARROW),
-}
+
+
+def _noisy(normals: _Mutation, mask: _Mutation, rows_of: JITFunction) -> dict[str, _Mutation]:
+    """What applies to a kernel with noise."""
+    return {"randn": normals, "sine": _SINE, "mask": mask, "rows": (rows_of, *_NARROW)}
+
+
+_QUADS = _noisy(_NORMALS, (gbm._tile, "mask = exists[:, None]", "mask = offsets + 1 < (n - first_row) * D"), gbm._tile)
+_WHOLE_ROWS = _noisy(_NORMALS, (rows.store, "(column < D)", "(column + 1 < D)"), rows.tile)
+_RINGS = _noisy(_FOUR_NORMALS, (ring_rows.store, "(feature < D)", "(feature + 1 < D)"), ring_rows.tile)
 _WEIGHTS = {
     "mask": (optim._egd_step_kernel, "lane < whole", "lane < count"),
     "rows": (optim._egd_step_kernel, *_NARROW),
