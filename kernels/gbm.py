@@ -35,12 +35,13 @@ def _tile(n, D: tl.constexpr, QUADS: tl.constexpr):
     PADDING: tl.constexpr = 4 * QUADS_PER_ROW - D
     program = tl.program_id(0)
     first = program.to(tl.int64) * QUADS
-    # QUADS_PER_ROW programs have QUADS rows, so that all divisions are of 32 bits.
+    # QUADS_PER_ROW programs have QUADS rows, so that all divisions are of 32 bits, but for rows of 2^23 features.
+    INT: tl.constexpr = tl.int32 if QUADS_PER_ROW * QUADS < 2**31 else tl.int64
     groups = program // QUADS_PER_ROW
-    first_quad = (program - groups * QUADS_PER_ROW) * QUADS
+    first_quad = (program - groups * QUADS_PER_ROW).to(INT) * QUADS
     whole_rows = first_quad // QUADS_PER_ROW
     first_row = groups.to(tl.int64) * QUADS + whole_rows
-    quad = (first_quad - whole_rows * QUADS_PER_ROW) + tl.arange(0, QUADS)
+    quad = (first_quad - whole_rows * QUADS_PER_ROW).to(tl.int32) + tl.arange(0, QUADS)
     row = (quad.to(tl.uint32) // QUADS_PER_ROW).to(tl.int32)
     quad -= row * QUADS_PER_ROW
     exists = row < tl.minimum(n - first_row, QUADS).to(tl.int32)
