@@ -1,4 +1,4 @@
-"""Unit directions and what is timed on them besides our kernels: the copy limit, and the authors' Runge-Kutta step.
+"""Unit directions, and the authors' Runge-Kutta step of them.
 
 The authors' step gets its network's output for nothing, too.
 """
@@ -30,7 +30,6 @@ class Directions:
         self.past = torch.randn(n, d, device=device)
         self.f = torch.randn(n, d, device=device)
         self.u, self.history = self.start.clone(), self.past.clone()
-        self.out, self.copied = torch.empty_like(self.u), torch.empty_like(self.u)
         self.bad = torch.full((n,), -1, dtype=torch.int32, device=device)
         self.stream = rng.stream(0, 0, device)
 
@@ -48,19 +47,6 @@ class Directions:
         gates.close(norms, torch.ones_like(norms))
         for along in (self.start, tangent(self.f, self.start)):
             gates.same_law((new * along).sum(1), (ours * along).sum(1))
-
-    # ---- the copy limit: 12 bytes an element ----
-
-    def add(self) -> Tensor:
-        return torch.add(self.u, self.f, out=self.out)
-
-    def add_and_copy(self) -> Tensor:
-        """With a history, which is read and written: 20 bytes."""
-        self.copied.copy_(self.history)
-        return self.add()
-
-    def check_add(self, out: Tensor) -> None:
-        assert torch.equal(out, self.start + self.f)
 
     # ---- the authors' step: what to run, and its check against the same step by another product in float64 ----
 

@@ -11,6 +11,7 @@ import compiling
 import gates
 import torch
 from interleaved import Compare, Contender
+from limits import ADD, CopyLimit
 from torch import Tensor
 
 from fastmsgm import ops, reference, rng
@@ -27,6 +28,7 @@ class Problem:
         self.x0 = 1 + torch.rand(n, D, device=device)
         self.coefficients = 0.1 + torch.rand(n, 3, device=device)
         self.shift, self.s, self.c_in = (column[:, None] for column in self.coefficients.unbind(1))
+        self.other = torch.rand(n, D, device=device)
         self.x_t, self.net_in, self.scratch = (torch.empty_like(self.x0) for _ in range(3))
         self.stream = rng.stream(0, 0, device)
         self.compiled = compiling.compiled(formula, device)
@@ -48,9 +50,6 @@ class Problem:
     def graph(self) -> Noised:
         return self.compiled(self.x0, self.shift, self.s, self.c_in)
 
-    def add(self) -> Tensor:
-        return torch.add(self.x0, self.scratch, out=self.x_t)
-
     def check_ours(self, noised: Noised) -> None:
         for rows in gates.ends(len(self.x0)):
             wanted = torch.empty_like(self.x0[rows]), torch.empty_like(self.x0[rows])
@@ -68,9 +67,6 @@ class Problem:
     def _normals(self, x_t: Tensor) -> Tensor:
         return (torch.log(x_t / self.x0) - self.shift) / self.s
 
-    def check_add(self, out: Tensor) -> None:
-        assert torch.equal(out, self.x0 + self.scratch)
-
 
 def formula(x0: Tensor, shift: Tensor, s: Tensor, c_in: Tensor) -> Noised:
     increment = shift + s * torch.randn_like(x0)
@@ -79,12 +75,12 @@ def formula(x0: Tensor, shift: Tensor, s: Tensor, c_in: Tensor) -> Noised:
 
 def test_gbm_perturb(compare: Compare) -> None:
     p = Problem(compare.size(N, 500), compare.device)
-    theirs = functools.partial(Contender, check=p.check_theirs, against="perturb", limit="torch.add")
+    theirs = functools.partial(Contender, check=p.check_theirs, against="perturb", limit=ADD)
     contenders = [
-        Contender("perturb", p.ours, p.check_ours, limit="torch.add"),
+        Contender("perturb", p.ours, p.check_ours, limit=ADD),
         theirs("eager", p.eager),
         theirs("in place", p.in_place),
         theirs("compiled", p.graph, compiled=True),
-        Contender("torch.add", p.add, p.check_add),
+        *CopyLimit(p.x0, p.other).contenders(),
     ]
     compare("gbm_perturb", f"{len(p.x0)} x {D} float32", contenders)

@@ -12,6 +12,7 @@ import compiling
 import gates
 import torch
 from interleaved import Compare, Contender
+from limits import ADD, ADD_AND_COPY, CopyLimit
 from torch import Tensor
 
 from fastmsgm import ops, reference, rng
@@ -31,7 +32,7 @@ class Problem:
         self.past = torch.randn(n, D, device=device)
         self.score = torch.randn(n, D, device=device)
         self.x, self.history = self.start.clone(), self.past.clone()
-        self.out, self.scratch = torch.empty_like(self.x), torch.empty_like(self.x)
+        self.scratch = torch.empty_like(self.x)
         self.bad = torch.full((n,), -1, dtype=torch.int32, device=device)
         self.stream = rng.stream(0, 0, device)
         # At s = 0, from the Stein score: log x' = log x + e (x score + 1) + c + s z.
@@ -95,18 +96,6 @@ class Problem:
         self.reset()
         gates.same_law(increment, (self.step() / self.start).log(), given=self.start * self.score)
 
-    # ---- the copy limits ----
-
-    def add(self) -> Tensor:
-        return torch.add(self.x, self.score, out=self.out)
-
-    def add_and_copy(self) -> Tensor:
-        self.scratch.copy_(self.history)
-        return self.add()
-
-    def check_add(self, out: Tensor) -> None:
-        assert torch.equal(out, self.start + self.score)
-
 
 def formula(x: Tensor, score: Tensor) -> Tensor:
     return x.mul_(torch.exp(GAIN * x * score + SHIFT + NOISE * torch.randn_like(x)))
@@ -115,14 +104,13 @@ def formula(x: Tensor, score: Tensor) -> Tensor:
 def test_gbm_step(compare: Compare) -> None:
     p = Problem(compare.size(N, 500), compare.device)
     row = functools.partial(Contender, prepare=p.reset)
-    theirs = functools.partial(row, check=p.check_theirs, against="step", limit="torch.add")
+    theirs = functools.partial(row, check=p.check_theirs, against="step", limit=ADD)
     contenders = [
-        row("step", p.step, p.check_step, limit="torch.add"),
-        row("multistep", p.multistep, p.check_multistep, limit="torch.add and a copy"),
+        row("step", p.step, p.check_step, limit=ADD),
+        row("multistep", p.multistep, p.check_multistep, limit=ADD_AND_COPY),
         theirs("eager", p.eager),
         theirs("in place", p.in_place),
         theirs("compiled", p.graph, compiled=True),
-        row("torch.add", p.add, p.check_add),
-        row("torch.add and a copy", p.add_and_copy, p.check_add),
+        *CopyLimit(p.start, p.score, p.past).contenders(),
     ]
     compare("gbm_step", f"{len(p.x)} x {D} float32", contenders, rounds=20)

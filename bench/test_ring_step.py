@@ -12,6 +12,7 @@ import gates
 import torch
 from directions import Directions
 from interleaved import SEED, Compare, Contender
+from limits import ADD, CopyLimit
 from torch import Tensor
 
 from fastmsgm import ops, reference, rng
@@ -135,14 +136,14 @@ def test_ring_step(compare: Compare) -> None:
     p = Problem(compare.size(N, 128), compare.device)
     authors, check_authors = p.authors_sparse()
     row = functools.partial(Contender, prepare=p.reset)
-    theirs = functools.partial(row, limit="torch.add")
+    theirs = functools.partial(row, limit=ADD)
     contenders = [
-        row("Lie", p.lie, p.check_lie, limit="torch.add"),
-        row("Strang", p.strang, p.check_strang, limit="torch.add"),
+        row("Lie", p.lie, p.check_lie, limit=ADD),
+        row("Strang", p.strang, p.check_strang, limit=ADD),
         theirs("authors, sparse", authors, check_authors, against="Lie"),
         theirs("plain Strang", p.plain, p.check_theirs, against="Strang"),
         theirs("in place Strang", p.in_place, p.check_theirs, against="Strang"),
         theirs("compiled Strang", p.graph, p.check_compiled, against="Strang", compiled=True),
-        row("torch.add", p.add, p.check_add),
+        *CopyLimit(p.start, p.f).contenders(),
     ]
     compare("ring_step", f"{len(p.u)} x {D} float32", contenders)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from directions import Directions, tangent, unit
 from interleaved import SEED, Compare, Contender
+from limits import ADD, ADD_AND_COPY, CopyLimit
 from torch import Tensor
 
 from fastmsgm import ops, reference, rng
@@ -139,15 +140,14 @@ def rows_dot(x: Tensor, y: Tensor) -> Tensor:
 def test_rotation_step(compare: Compare) -> None:
     p = Problem(compare.size(N, 128), D, compare.device)
     row = functools.partial(Contender, prepare=p.reset)
-    theirs = functools.partial(row, against="step", limit="torch.add")
+    theirs = functools.partial(row, against="step", limit=ADD)
     contenders = [
-        row("step", p.step, p.check_step, limit="torch.add"),
-        row("multistep", p.multistep, p.check_multistep, limit="torch.add and a copy"),
+        row("step", p.step, p.check_step, limit=ADD),
+        row("multistep", p.multistep, p.check_multistep, limit=ADD_AND_COPY),
         theirs("plain", p.plain, p.check_theirs),
         theirs("in place", p.in_place, p.check_theirs),
         theirs("compiled", p.graph, p.check_compiled, compiled=True),
-        row("torch.add", p.add, p.check_add),
-        row("torch.add and a copy", p.add_and_copy, p.check_add),
+        *CopyLimit(p.start, p.f, p.past).contenders(),
     ]
     compare("rotation_step", f"{len(p.u)} x {D} float32", contenders)
 
@@ -164,13 +164,13 @@ def test_rotation_step_by_dimension(compare: Compare) -> None:
     for d in WIDTHS:
         p = Problem(elements // d, d, device)
         row = functools.partial(Contender, prepare=p.reset, items=p.elements)
-        theirs = functools.partial(row, against=f"step, d = {d}", limit="torch.add")
-        contenders.append(row(f"step, d = {d}", p.step, p.check_step, limit="torch.add"))
+        theirs = functools.partial(row, against=f"step, d = {d}", limit=ADD)
+        contenders.append(row(f"step, d = {d}", p.step, p.check_step, limit=ADD))
         if d == SPARSE:
             authors, check = p.authors_sparse()
             contenders.append(theirs(f"plain, d = {d}", p.plain, p.check_theirs))
             contenders.append(theirs(f"authors, sparse, d = {d}", authors, check))
-            contenders.append(row("torch.add", p.add, p.check_add))
+            contenders += CopyLimit(p.start, p.f, items=p.elements).contenders()
         if d == DENSE:
             few = Problem(elements // d**2, d, device)  # a sample takes d^2 numbers
             authors, check = few.authors_dense()
