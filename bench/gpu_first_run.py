@@ -108,16 +108,15 @@ def correctness() -> Iterator[Line]:
 
 def bandwidth() -> Iterator[Line]:
     card = torch.cuda.get_device_name()
-    models = {(m.kernel, m.form): m for m in roofline.modelled() if m.gpu in card}
     copy, *others = roofline.measured(CUDA)
     gigabytes = copy.bytes * roofline.N * roofline.D / copy.seconds / 1e9
     yield "copy bandwidth", True, f"{gigabytes:.0f} GB/s on {card}"
     for m in others:
         share = m.limit / m.seconds
         yield f"{m.name} reaches the memory", share >= BANDWIDTH, f"{1e6 * m.seconds:.0f} us, {share:.0%} of the copy's"
-        if models and m.name in MODELLED:
-            model = models[MODELLED[m.name]]
-            ratio = m.seconds / (model.seconds * roofline.N * roofline.D)
+        model = roofline.modelled_seconds(*MODELLED[m.name], card) if m.name in MODELLED else None
+        if model is not None:
+            ratio = m.seconds / (model * roofline.N * roofline.D)
             yield f"{m.name} is as modelled", ratio <= CLOSE, f"measured {ratio:.2f} times the modelled time"
 
 

@@ -18,7 +18,7 @@ import compiling
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from fastmsgm.roofline import clock
+from fastmsgm import roofline
 
 # Of torch's generator when a contender runs for its check: what it drew can be drawn again. Problems draw their arrays
 # from another seed, or a contender's noise would be its own data.
@@ -47,6 +47,7 @@ class Contender:
         against: the contender of ours that it is there to be compared with; None for ours and for limits.
         limit: the contender that moves the same bytes and computes nothing.
         compiled: by torch.compile, so it is left out where that does not work.
+        modelled: its kernel and form in the table of machine code, and the elements of an item, where it has any there.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Contender:
     against: str | None = None
     limit: str | None = None
     compiled: bool = False
+    modelled: tuple[str, str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Outcome:
 
     Args:
         benchmark: its name in the results.    setting: what was measured, in words.    unit: a key of ``UNITS``.
+        card: the name of the CUDA device, or "".
         seconds: per item, of every contender and round.
         derived: further ratios of medians, by name.
     """
@@ -73,6 +76,7 @@ class Outcome:
     setting: str
     unit: str
     device: torch.device
+    card: str
     contenders: Sequence[Contender]
     seconds: dict[str, list[float]]
     derived: dict[str, float]
@@ -86,6 +90,14 @@ class Outcome:
         first, _, third = statistics.quantiles(self.seconds[name], n=4, method="inclusive")
         low, high = sorted(UNITS[self.unit](seconds) for seconds in (first, third))
         return low, high
+
+    def modelled(self, contender: Contender) -> float | None:
+        """What the roofline says of it on this card, in the comparison's unit."""
+        if contender.modelled is None or not self.card:
+            return None
+        kernel, form, elements = contender.modelled
+        seconds = roofline.modelled_seconds(kernel, form, self.card)
+        return None if seconds is None else UNITS[self.unit](seconds * elements)
 
     def times(self, name: str, other: str | None) -> float | None:
         """How many times as long as another contender it takes."""
@@ -129,7 +141,7 @@ class Compare:
         def turn() -> None:
             for c in order.sample(contenders, len(contenders)):
                 c.prepare()
-                seconds[c.name].append(clock(c.run, self.device) / c.items)
+                seconds[c.name].append(roofline.clock(c.run, self.device) / c.items)
 
         check_once = functools.cache(functools.partial(check, contenders))
         self.benchmark.pedantic(turn, setup=check_once, rounds=rounds if self.timed else 1)
@@ -138,7 +150,8 @@ class Compare:
         setting = f"{setting}{threads(self.device)}, {rounds} rounds in turns"
         medians = {name: statistics.median(times) for name, times in seconds.items()}
         ratios = {name: ratio(medians) for name, ratio in (derived or {}).items()}
-        self.outcome = Outcome(benchmark, setting, unit, self.device, contenders, seconds, ratios)
+        card = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
+        self.outcome = Outcome(benchmark, setting, unit, self.device, card, contenders, seconds, ratios)
         self.benchmark.extra_info.update(summary(self.outcome))
 
 
@@ -164,6 +177,7 @@ def summary(outcome: Outcome) -> dict[str, Any]:
         c.name: {
             "median": outcome.value(c.name), "quartiles": outcome.quartiles(c.name), "unit": outcome.unit,
             "times limit": outcome.times(c.name, c.limit), "times ours": outcome.times(c.name, c.against),
+            "modelled": outcome.modelled(c),
         }
         for c in outcome.contenders
     }  # fmt: skip

@@ -36,13 +36,15 @@ def table(outcomes: Sequence[Outcome]) -> Iterator[str]:
         yield ""
         yield f"{outcome.benchmark}: {outcome.setting}"
         names = max(len(name) for name in (*outcome.seconds, *outcome.derived))
-        yield f"  {'':{names}}  {outcome.unit:>10}  {'quartiles':>20}  {'x limit':>8}  {'x ours':>8}"
+        modelled = f"  {'modelled':>8}" if outcome.card else ""
+        yield f"  {'':{names}}  {outcome.unit:>10}  {'quartiles':>20}  {'x limit':>8}  {'x ours':>8}{modelled}"
         for c in outcome.contenders:
             low, high = outcome.quartiles(c.name)
             quartiles = f"{_number(low)} .. {_number(high)}"
             over_limit, over_ours = (_number(outcome.times(c.name, other)) for other in (c.limit, c.against))
             value = _number(outcome.value(c.name))
-            yield f"  {c.name:{names}}  {value:>10}  {quartiles:>20}  {over_limit:>8}  {over_ours:>8}"
+            modelled = f"  {_number(outcome.modelled(c)):>8}" if outcome.card else ""
+            yield f"  {c.name:{names}}  {value:>10}  {quartiles:>20}  {over_limit:>8}  {over_ours:>8}{modelled}"
         for name, ratio in outcome.derived.items():
             yield f"  {name:{names}}  {_number(ratio):>10}"
 

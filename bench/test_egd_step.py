@@ -63,7 +63,7 @@ def test_egd_step(compare: Compare) -> None:
     row = functools.partial(Contender, prepare=p.reset)
     theirs = functools.partial(row, check=p.check, against="egd_step", limit="gradient descent")
     contenders = [
-        row("egd_step", p.ours, p.check, limit="gradient descent"),
+        row("egd_step", p.ours, p.check, limit="gradient descent", modelled=("egd_step", "", len(p.w))),
         theirs("eager", p.eager),
         theirs("in place", p.in_place),
         theirs("compiled", p.graph, compiled=True),

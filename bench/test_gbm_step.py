@@ -106,7 +106,7 @@ def test_gbm_step(compare: Compare) -> None:
     row = functools.partial(Contender, prepare=p.reset)
     theirs = functools.partial(row, check=p.check_theirs, against="step", limit=ADD)
     contenders = [
-        row("step", p.step, p.check_step, limit=ADD),
+        row("step", p.step, p.check_step, limit=ADD, modelled=("gbm_step", "float32", p.x.numel())),
         row("multistep", p.multistep, p.check_multistep, limit=ADD_AND_COPY),
         theirs("eager", p.eager),
         theirs("in place", p.in_place),

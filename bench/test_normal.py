@@ -54,7 +54,9 @@ def test_normal(compare: Compare) -> None:
     p = Problem(compare.size(N, 500), compare.device)
     theirs = functools.partial(Contender, check=p.check_theirs, prepare=p.poison, against="fill_normal", limit="fill_")
     contenders = [
-        Contender("fill_normal", p.ours, p.check_ours, p.poison, limit="fill_"),
+        Contender(
+            "fill_normal", p.ours, p.check_ours, p.poison, limit="fill_", modelled=("fill_normal", "", p.out.numel())
+        ),
         theirs("normal_", p.in_place),
         theirs("randn_like", p.eager),
         Contender("fill_", p.fill, p.check_fill, p.poison),

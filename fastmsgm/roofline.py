@@ -95,6 +95,18 @@ def modelled() -> Iterator[Modelled]:
             yield Modelled(row["kernel"], row["form"], gpu.name, moved, instructions, moved / gpu.bandwidth, slowest)
 
 
+def modelled_seconds(kernel: str, form: str, card: str) -> float | None:
+    """An element's modelled share of a launch on a card by the name that CUDA gives it; None for a card without model.
+
+    Raises:
+        ValueError: the table of machine code has no such kernel and form.
+    """
+    models = [m for m in modelled() if (m.kernel, m.form) == (kernel, form)]
+    if not models:
+        raise ValueError(f"kernel and form must be in kernels/machine_code.csv, got {kernel!r} and {form!r}")
+    return next((m.seconds for m in models if m.gpu in card), None)
+
+
 def modelled_table() -> Iterator[str]:
     """Lines: time of a step of 50,000 x 784 and slack to the memory's time, for every kernel and GPU."""
     yield f"modelled, never timed: microseconds of {N:,} x {D}, and slack (memory's time over the slowest other part's)"
