@@ -45,9 +45,9 @@ class GBMModel(ScoreModel):
         "fp16": what the network computes in. The state is always float32.
 
     Raises:
-        ValueError: an unknown prediction or precision, a prior without a centre for each class, a sigma that overflows
-            float32, or, with a denoiser, a drift, a sigma below the smallest noise level, or a log_std that is not
-            positive (data that do not vary).
+        ValueError: an unknown prediction or precision, other classes than the network's, a prior without a centre for
+            each class, a sigma that overflows float32, or, with a denoiser, a drift, a sigma below the smallest noise
+            level, or a log_std that is not positive (data that do not vary).
     """
 
     scale: Tensor
