@@ -1,4 +1,4 @@
-# pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportCallIssue=false
 """Triton kernels of geometric Brownian motion: perturb, step, and the plain normals.
 
 The functions have the signatures and the meaning of ``fastmsgm.reference``; each is one pass, with its noise made in
