@@ -18,9 +18,9 @@ from torch.optim.optimizer import ParamsT
 
 from fastmsgm import ops
 from fastmsgm.ops.checks import check_dtype
+from fastmsgm.reference.gbm import HUGE, TINY
 
 _log = logging.getLogger("fastmsgm")
-_TINY, _HUGE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
 class ExponentiatedGradient(torch.optim.Optimizer):
@@ -84,7 +84,7 @@ class ExponentiatedGradient(torch.optim.Optimizer):
 
 def _check_lr(lr: float | Tensor) -> None:
     number = lr.item() if isinstance(lr, Tensor) and lr.numel() == 1 else lr
-    if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number <= _HUGE:
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number <= HUGE:
         raise ValueError(f"lr must be a finite number of 0 or more, or a tensor of one, got {lr!r}: 0.1 is a usual one")
 
 
@@ -95,7 +95,7 @@ def _on(device: torch.device, lr: float | Tensor) -> Tensor:
 
 
 def _report_zeros(weights: list[Tensor]) -> None:
-    zeros = sum(int((w.abs() < _TINY).sum()) for w in weights)
+    zeros = sum(int((w.abs() < TINY).sum()) for w in weights)
     if zeros:
         _log.warning(
             "%d of %d weights are zero and will stay so, since ExponentiatedGradient multiplies: initialise them away "

@@ -19,7 +19,7 @@ def check(shape: tuple[int, ...]) -> None:
     """Raise where samples of this shape cannot be drawn: no images, or matplotlib is missing."""
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise ValueError(f"pictures need samples of shape (1 or 3, height, width), the model's are {shape}")
-    _pyplot()
+    pyplot()
 
 
 def grid(images: Tensor, path: str | os.PathLike[str], columns: int | None = None, scale: int = 2) -> None:
@@ -34,7 +34,7 @@ def grid(images: Tensor, path: str | os.PathLike[str], columns: int | None = Non
         sheet[:, top : top + height, left : left + width] = image
     sheet = sheet.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    _pyplot().imsave(path, sheet.permute(1, 2, 0).expand(-1, -1, 3).numpy())
+    pyplot().imsave(path, sheet.permute(1, 2, 0).expand(-1, -1, 3).numpy())
 
 
 def film_strip(
@@ -48,9 +48,9 @@ def film_strip(
         log_range: the data's smallest and largest log x; each column shows log x over this range widened by its level,
             so that the noise is seen as it is, not as saturated black and white.
     """
-    pyplot = _pyplot()
+    plt = pyplot()
     rows = len(frames[0])
-    figure, axes = pyplot.subplots(rows, len(frames), figsize=(1.1 * len(frames), 1.1 * rows + 0.3), squeeze=False)
+    figure, axes = plt.subplots(rows, len(frames), figsize=(1.1 * len(frames), 1.1 * rows + 0.3), squeeze=False)
     for column, (frame, level) in enumerate(zip(frames, levels, strict=True)):
         low, high = log_range[0] - 2 * level, log_range[1] + 2 * level
         shown = ((frame.detach().cpu().abs().log() - low) / (high - low)).clamp(0, 1)
@@ -61,7 +61,7 @@ def film_strip(
     figure.tight_layout(pad=0.2)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    plt.close(figure)
 
 
 def heavy_tails(sets: dict[str, Tensor], path: str | os.PathLike[str], points: int = 4000) -> None:
@@ -72,11 +72,11 @@ def heavy_tails(sets: dict[str, Tensor], path: str | os.PathLike[str], points: i
             the data's |x|: a linear scale for the bulk, a logarithmic one for the tails.
         points: drawn of each set.
     """
-    pyplot = _pyplot()
+    plt = pyplot()
     data = next(iter(sets.values())).double()
     unit = data.abs().median(0).values
     reach = float(np.quantile(torch.asinh(data / unit).abs().numpy(), 0.9999))
-    figure = pyplot.figure(figsize=(11, 11), layout="constrained")
+    figure = plt.figure(figsize=(11, 11), layout="constrained")
     blocks = figure.subfigures(2, 2).flatten()
     for block, (name, x), color in zip(blocks, sets.items(), _COLORS, strict=False):
         block.suptitle(name)
@@ -89,7 +89,7 @@ def heavy_tails(sets: dict[str, Tensor], path: str | os.PathLike[str], points: i
     axes.legend(loc="lower left")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
-    pyplot.close(figure)
+    plt.close(figure)
 
 
 def _pairs(figure: Any, x: Tensor, reach: float, color: str) -> None:
@@ -110,7 +110,8 @@ def _pairs(figure: Any, x: Tensor, reach: float, color: str) -> None:
                 panel.scatter(x[:, j], x[:, i], s=1, alpha=0.4, linewidths=0, color=color)
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """matplotlib's, which draws into files; ImportError with the remedy where it is missing."""
     try:
         import matplotlib
     except ImportError as error:

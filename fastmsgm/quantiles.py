@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmsgm.pictures import _pyplot
+from fastmsgm.pictures import pyplot
 
 
 def anderson_darling(x: Tensor) -> float:
@@ -33,9 +33,9 @@ def plot(panels: dict[str, list[Tensor]], path: str | os.PathLike[str], columns:
     Args:
         panels: samples (n,) by title, a line for each; a normal law is the diagonal. As many as fill their rows.
     """
-    pyplot = _pyplot()
+    plt = pyplot()
     rows = -(-len(panels) // columns)
-    figure = pyplot.figure(figsize=(4.2 * columns, 4 * rows), layout="constrained")
+    figure = plt.figure(figsize=(4.2 * columns, 4 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for (title, samples), panel in zip(panels.items(), grid.flat, strict=True):
         panel.plot((-4, 4), (-4, 4), color="black", linewidth=1)
@@ -48,4 +48,4 @@ def plot(panels: dict[str, list[Tensor]], path: str | os.PathLike[str], columns:
     figure.supylabel("quantile of the sample, standardised")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
-    pyplot.close(figure)
+    plt.close(figure)

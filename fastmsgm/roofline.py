@@ -13,9 +13,10 @@ from __future__ import annotations
 import csv
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 import torch
 
@@ -80,19 +81,20 @@ class Modelled:
         return self.memory / self.other
 
 
+def model(row: Mapping[str, Any], gpu: GPU) -> Modelled:
+    """A row of the table of machine code on a GPU."""
+    instructions, moved = float(row["instructions_per_element"]), float(row["bytes_per_element"])
+    each = instructions / int(row["instructions"])  # passes of an instruction, for each element
+    parts = {"issue": instructions} | {pipe: each * int(row[f"pipe_{pipe}"]) for pipe in _PIPES}
+    slowest = max(amount / gpu.rate(part) for part, amount in parts.items())
+    return Modelled(row["kernel"], row["form"], gpu.name, moved, instructions, moved / gpu.bandwidth, slowest)
+
+
 def modelled() -> Iterator[Modelled]:
     """Every kernel and form of the table of machine code, on every GPU that it was compiled for."""
     text = resources.files("fastmsgm.kernels").joinpath("machine_code.csv").read_text()
-    table = list(csv.DictReader(text.splitlines()))
-    for row in table:
-        for gpu in GPUS:
-            if row["target"] != gpu.target:
-                continue
-            instructions, moved = float(row["instructions_per_element"]), float(row["bytes_per_element"])
-            each = instructions / int(row["instructions"])  # passes of an instruction, for each element
-            parts = {"issue": instructions} | {pipe: each * int(row[f"pipe_{pipe}"]) for pipe in _PIPES}
-            slowest = max(amount / gpu.rate(part) for part, amount in parts.items())
-            yield Modelled(row["kernel"], row["form"], gpu.name, moved, instructions, moved / gpu.bandwidth, slowest)
+    for row in csv.DictReader(text.splitlines()):
+        yield from (model(row, gpu) for gpu in GPUS if gpu.target == row["target"])
 
 
 def modelled_seconds(kernel: str, form: str, card: str) -> float | None:
@@ -111,8 +113,8 @@ def modelled_table() -> Iterator[str]:
     """Lines: time of a step of 50,000 x 784 and slack to the memory's time, for every kernel and GPU."""
     yield f"modelled, never timed: microseconds of {N:,} x {D}, and slack (memory's time over the slowest other part's)"
     lines: dict[tuple[str, str], list[Modelled]] = {}
-    for model in modelled():
-        lines.setdefault((model.kernel, model.form), []).append(model)
+    for m in modelled():
+        lines.setdefault((m.kernel, m.form), []).append(m)
     yield f"  {'':42}" + "".join(f"{gpu.name:>22}" for gpu in GPUS)
     yield f"  {'kernel':42}" + f"{'instr  us  slack':>22}" * len(GPUS)
     for (kernel, form), models in lines.items():

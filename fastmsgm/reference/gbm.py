@@ -18,7 +18,7 @@ from torch import Tensor
 from fastmsgm import rng
 
 COLUMNS = ("A", "B", "B_prev", "C", "S", "k0", "k1", "k2", "c_in")  # of a coefficient table, in this order
-_TINY, _HUGE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+TINY, HUGE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max  # the normal numbers
 
 
 def fill_normal(out: Tensor, stream: Tensor, kind: int, step: int) -> None:
@@ -80,12 +80,13 @@ def gbm_step(
     else:
         increment = b * score_term + c + s * z
         new = x * (1 + increment) if linear else x * torch.exp(increment)
-    good = _is_normal(new)
+    good = is_normal(new)
     left = (~good).any(1) & (bad < 0)
     bad.copy_(torch.where(left, step + stream[2], bad))
     out.copy_(torch.where(good, new, torch.nan))
 
 
-def _is_normal(x: Tensor) -> Tensor:
+def is_normal(x: Tensor) -> Tensor:
+    """Not NaN, infinite, zero or subnormal as a float32 number."""
     size = x.abs()
-    return (size >= _TINY) & (size <= _HUGE)
+    return (size >= TINY) & (size <= HUGE)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .gbm import _HUGE, _TINY, _is_normal
+from .gbm import HUGE, TINY, is_normal
 
 _LARGEST = 80.0  # exponent; in powers of 2, as the kernels have it, a float32 but for 3e-7
 
@@ -26,5 +26,5 @@ def egd_step(w: Tensor, g: Tensor, lr: Tensor) -> None:
         lr: float32 of one element, the learning rate, finite.
     """
     exponent = (-lr.to(w.dtype) * torch.sign(w) * g).clamp(-_LARGEST, _LARGEST)
-    size = (w.abs() * torch.exp(exponent)).clamp(_TINY, _HUGE)
-    w.copy_(torch.where(_is_normal(w), torch.copysign(size, w), w))
+    size = (w.abs() * torch.exp(exponent)).clamp(TINY, HUGE)
+    w.copy_(torch.where(is_normal(w), torch.copysign(size, w), w))

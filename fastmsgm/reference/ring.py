@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fastmsgm import rng
 
-from .gbm import _is_normal
+from .gbm import is_normal
 
 RING_COLUMNS = ("drift", "noise", "c_in")  # of a table, in order
 LARGEST = 8192.0  # no larger angle is taken
@@ -66,7 +66,7 @@ def ring_step(
         new = torch.where(tails, reverse, in_order)
     turned = (new * new).sum(1, keepdim=True)
     new = new * (_to_20_bits(square) / turned).sqrt()
-    lost = ~(_is_normal(square) & _is_normal(turned))
+    lost = ~(is_normal(square) & is_normal(turned))
     new = torch.where(lost, torch.nan, new)
     bad.copy_(torch.where(lost[:, 0] & (bad < 0), step + stream[2], bad))
     if history is not None:
