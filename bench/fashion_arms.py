@@ -9,6 +9,8 @@ the Frechet distance of fashion_frechet.py. Arms:
 
     python bench/fashion_arms.py [--threads 1]      resumes: finished trainings and finished rows are skipped
 
+A finished training is kept in trained_arms/, its weights rounded to float16; without that folder it is done again.
+
 The budget is counted in CPU time of a single thread, so what else the machine does takes nothing from it: the steps of
 an arm are the budget over the CPU time of a step, measured once, before its training.
 """
@@ -21,6 +23,7 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import cast
 
 import fashion_frechet
 import numpy as np
@@ -35,7 +38,7 @@ from fastmsgm.metrics import frechet_distance
 from fastmsgm.nets import UNet
 
 BENCHMARK = "fashion_arms"
-RUNS = Path(__file__).parent / "cache" / "fashion_arms"
+RUNS, TRAINED = Path(__file__).parent / "cache" / "fashion_arms", Path(__file__).parent / "trained_arms"
 MINUTES, BATCH, SAMPLES, CHUNK = 45.0, 128, 1_000, 250
 # The published start of log x for Fashion-MNIST: mean and standard deviation at the first level.
 START_MEAN, START_STD = 0.277126, 0.842829
@@ -56,7 +59,9 @@ def build(arm: str, images: Tensor) -> fastmsgm.GBMModel:
 
 
 def train(arm: str, images: Tensor) -> fastmsgm.GBMModel:
-    """Train an arm for its budget, resuming what is there."""
+    """Train an arm for its budget, resuming what is there, or load what was trained."""
+    if (TRAINED / arm).is_dir():
+        return cast(fastmsgm.GBMModel, fastmsgm.load(TRAINED / arm))
     out = RUNS / arm
     model = build(arm, images)
     note = out / "budget.json"
@@ -65,7 +70,9 @@ def train(arm: str, images: Tensor) -> fastmsgm.GBMModel:
         out.mkdir(parents=True, exist_ok=True)
         note.write_text(json.dumps({"cpu_seconds_per_step": seconds, "steps": int(MINUTES * 60 / seconds)}) + "\n")
     steps = json.loads(note.read_text())["steps"]
-    return fastmsgm.fit(model, images, steps=steps, batch_size=BATCH, lr=1e-3, ema=0.999, out=out)
+    fastmsgm.fit(model, images, steps=steps, batch_size=BATCH, lr=1e-3, ema=0.999, out=out)
+    model.save(TRAINED / arm, dtype=torch.float16)
+    return model
 
 
 def cpu_seconds_per_step(arm: str, images: Tensor, steps: int = 40) -> float:
