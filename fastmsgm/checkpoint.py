@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fastmsgm.additive import VPModel
 from fastmsgm.gbm_model import GBMModel
-from fastmsgm.model import NETS, ScoreModel
+from fastmsgm.model import DAMAGED, NETS, ScoreModel
 from fastmsgm.rotation_model import RotationModel
 
 _MODELS = {"GBM": GBMModel, "Rotation": RotationModel, "VP": VPModel}
@@ -31,8 +30,12 @@ def load(
         net: the network, where it is not one of ``fastmsgm.nets``; its weights are loaded into it.
 
     Raises:
-        ValueError: neither a shipped model nor a folder with a checkpoint, or a damaged one.
+        TypeError: no name and no path.
+        ValueError: neither a shipped model nor a folder with a checkpoint, or a damaged one or one
+            of another network.
     """
+    if not isinstance(name_or_path, (str, os.PathLike)):
+        raise TypeError(f"model must be a name or a folder, got {type(name_or_path).__name__}")
     shipped = Path(str(resources.files("fastmsgm.models")))
     path = Path(name_or_path)
     if not (path / "config.json").is_file():
@@ -46,9 +49,13 @@ def load(
     try:
         config: dict[str, Any] = json.loads((path / "config.json").read_text())
         weights = load_file(path / "model.safetensors")
-        return _build(config, weights, net).to(device).eval()
-    except (json.JSONDecodeError, SafetensorError, KeyError) as error:
-        raise ValueError(f"model: the checkpoint in {path} is damaged ({error!r}): save it again") from error
+        model = _build(config, weights, net)
+    except DAMAGED as error:
+        raise ValueError(
+            f"model: the checkpoint in {path} is damaged or another network's ({error!r}): save it again, or give the "
+            "network that it is of as net=..."
+        ) from error
+    return model.to(device).eval()
 
 
 def _build(config: dict[str, Any], weights: dict[str, Tensor], net: nn.Module | None) -> ScoreModel:

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 import fastmsgm
-from fastmsgm import data, demo, nets, ops, pictures, roofline
+from fastmsgm import data, demo, nets, ops, pictures, rng, roofline
 from fastmsgm.gbm_model import PREDICTIONS
 from fastmsgm.rotation import NOISES
 from fastmsgm.solvers import ALIASES, AMBIENT_SOLVERS, GBM_SOLVERS, RING_SOLVERS, ROTATION_SOLVERS
 
 OPTIONS: dict[str, dict[str, Any]] = {  # of each family, with their defaults
-    "gbm": {"sigma": 10.0, "prediction": "denoiser"},
+    "gbm": {"sigma": None, "prediction": "denoiser"},
     "rotation": {"noise": "isotropic", "beta_max": 20.0, "pareto": 0.0},
 }
 
@@ -53,7 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--ema", type=float, default=0.999)
     train.add_argument("--family", default="gbm", choices=tuple(OPTIONS), help="of the process (default gbm)")
     gbm, rotation = (train.add_argument_group(f"--family {family}") for family in OPTIONS)
-    gbm.add_argument("--sigma", type=float, help="largest log-noise level (default 10)")
+    gbm.add_argument(
+        "--sigma", type=float, help="largest log-noise level (default 10 for a denoiser, else the paper's 0.8)"
+    )
     gbm.add_argument("--prediction", choices=PREDICTIONS, help="what the network predicts (default denoiser)")
     rotation.add_argument("--noise", choices=NOISES, help="default isotropic")
     rotation.add_argument("--beta-max", type=float, help="speed of the noise at t = 1 (default 20)")
@@ -104,6 +106,7 @@ def _train(args: argparse.Namespace) -> None:
     if x.ndim not in (2, 4):
         raise ValueError(f"--data must be vectors (n, d) or images (n, channels, height, width), got {tuple(x.shape)}")
     options = _options(args)
+    rng.stream(args.seed)  # which refuses a seed out of range
     torch.manual_seed(args.seed)
     model = (_gbm_model if args.family == "gbm" else _rotation_model)(x, args, **options)
     fastmsgm.fit(
@@ -125,7 +128,9 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     return OPTIONS[args.family] | {name: value for name, value in given.items() if value is not None}
 
 
-def _gbm_model(x: Tensor, args: argparse.Namespace, sigma: float, prediction: str) -> fastmsgm.ScoreModel:
+def _gbm_model(x: Tensor, args: argparse.Namespace, sigma: float | None, prediction: str) -> fastmsgm.ScoreModel:
+    if sigma is None:  # a network that sees x itself cannot follow it over e^67
+        sigma = 10.0 if prediction == "denoiser" else 0.8
     bounds = _bounds(x)
     offset = args.offset if args.offset is not None else float(bounds is not None)
     return fastmsgm.GBMModel.for_data(
@@ -158,7 +163,7 @@ def _bounds(x: Tensor) -> tuple[float, float] | None:
 def _sample(args: argparse.Namespace) -> None:
     model = fastmsgm.load(args.model, args.device)
     if args.grid:
-        pictures.check(model.shape)
+        pictures.check(model.shape, args.grid)
     samples = fastmsgm.sample(
         model, args.n, steps=args.steps, solver=args.solver, seed=args.seed, start=args.start,
         label=args.label, batch_size=args.batch_size, out=args.out, compile=args.compile,

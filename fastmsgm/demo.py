@@ -25,8 +25,8 @@ def draw(out: str | os.PathLike[str], images: int, vectors: int, device: torch.d
         ImportError: matplotlib is missing.
     """
     model = fastmsgm.load("fashion-gbm", device)
-    pictures.check(model.shape)
     path = Path(out) / "fashion.png"
+    pictures.check(model.shape, path)
     pictures.grid(fastmsgm.sample(model, images), path, columns=2 * model.classes or None)  # a class has its columns
     yield path
     yield _film(model, Path(out) / "denoising.png")

@@ -115,18 +115,21 @@ class GBM:
 
 
 def check_multiplicative(name: str, x: Tensor) -> None:
-    """Raise where x cannot be noised by multiplication: integers, NaN or infinity, zeros."""
+    """Raise where x cannot be noised by multiplication: integers, NaN or infinity, zeros (or subnormal numbers)."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}: convert arrays with torch.from_numpy")
     if not x.is_floating_point():
         raise TypeError(f"{name} must be floating point, got {x.dtype}: convert images with .float() / 255")
     if x.ndim < 2 or x.numel() == 0:
         raise ValueError(f"{name} must have shape (n, ...) with n >= 1 and features, got {tuple(x.shape)}")
+    x = x.float()
     if not bool(torch.isfinite(x).all()):
-        raise ValueError(f"{name} must be finite, got NaN or infinity in {int((~torch.isfinite(x)).sum())} entries")
-    if bool((x == 0).any()):
-        share = float((x == 0).float().mean())
+        wrong = int((~torch.isfinite(x)).sum())
+        raise ValueError(f"{name} must be finite, got NaN or infinity in {wrong} entries, taken as float32")
+    zero = x.abs() < torch.finfo(torch.float32).tiny
+    if bool(zero.any()):
+        share = float(zero.float().mean())
         raise ValueError(
-            f"{name} must have no zeros, got {share:.2%}: multiplication never leaves zero. Shift the data away from "
-            "it, as offset=1.0 does for images in [0, 1]"
+            f"{name} must have no zeros, got {share:.2%}: multiplication never leaves zero (numbers below "
+            "1.2e-38 count as such). Shift the data away from it, as offset=1.0 does for images in [0, 1]"
         )

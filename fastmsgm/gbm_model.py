@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmsgm.gbm import GBM, check_multiplicative
-from fastmsgm.model import PRECISIONS, ScoreModel
+from fastmsgm.model import PRECISIONS, ScoreModel, check_offset, check_tensor
 from fastmsgm.priors import LogNormalPrior, check_labels, feature_signs
 
 PREDICTIONS = ("denoiser", "hyvarinen", "score")
@@ -45,9 +45,11 @@ class GBMModel(ScoreModel):
         "fp16": what the network computes in. The state is always float32.
 
     Raises:
-        ValueError: an unknown prediction or precision, other classes than the network's, a prior without a centre for
-            each class, a sigma that overflows float32, or, with a denoiser, a drift, a sigma below the smallest noise
-            level, or a log_std that is not positive (data that do not vary).
+        TypeError: net is not a module, or process not a GBM.
+        ValueError: an unknown prediction or precision, an offset or bounds that are not finite numbers in order, other
+            classes than the network's, a prior without a centre for each class, a sigma that overflows float32, or,
+            with a denoiser, a drift, a sigma below the smallest noise level, or a log_std that is not positive (data
+            that do not vary).
     """
 
     scale: Tensor
@@ -58,6 +60,8 @@ class GBMModel(ScoreModel):
         classes: int = 0, offset: float = 0.0, bounds: tuple[float, float] | None = None, precision: str = "fp32",
     ) -> None:  # fmt: skip
         super().__init__(net, offset, bounds, precision)
+        if not isinstance(process, GBM):
+            raise TypeError(f"process must be a GBM, got {type(process).__name__}: give GBM(sigma=...)")
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
         if prediction == "denoiser" and process.drift:
@@ -103,8 +107,8 @@ class GBMModel(ScoreModel):
             TypeError, ValueError: data that multiplication cannot reach (integers, zeros after the offset, NaN,
                 features of both signs), or what the constructor refuses.
         """
-        if isinstance(data, Tensor) and not data.is_floating_point():
-            raise TypeError(f"data must be floating point, got {data.dtype}: convert images with .float() / 255")
+        check_tensor(data)
+        check_offset(offset)
         x0 = data + offset
         check_multiplicative("data", x0)
         if prediction == "denoiser":

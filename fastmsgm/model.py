@@ -7,6 +7,7 @@ What the network is fed and what its raw output means is the business of the pro
 from __future__ import annotations
 
 import json
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -14,12 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fastmsgm import nets
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# What reading a checkpoint may raise that is damaged, or whose weights are another network's.
+DAMAGED = (
+    json.JSONDecodeError, SafetensorError, KeyError, TypeError, AttributeError, FileNotFoundError, RuntimeError,
+)  # fmt: skip
 NETS: dict[str, Callable[..., nn.Module]] = {"MLP": nets.MLP, "UNet": nets.UNet}
 
 
@@ -34,7 +40,8 @@ class ScoreModel(nn.Module, ABC):
         precision: "fp32", "bf16" or "fp16": what the network computes in. The state is always float32.
 
     Raises:
-        ValueError: an unknown precision.
+        TypeError: net is not a module.
+        ValueError: an unknown precision, or an offset or bounds that are not finite numbers in order.
     """
 
     net: Any  # any module: its own attributes are its user's business
@@ -44,6 +51,17 @@ class ScoreModel(nn.Module, ABC):
         super().__init__()
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        if not isinstance(net, nn.Module):
+            raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}: build one, as in fastmsgm.nets")
+        check_offset(offset)
+        ordered = (
+            isinstance(bounds, (tuple, list))
+            and len(bounds) == 2
+            and all(map(is_number, bounds))
+            and bounds[0] < bounds[1]
+        )
+        if bounds is not None and not ordered:
+            raise ValueError(f"bounds must be two finite numbers, the lower one first, or None, got {bounds!r}")
         self.net, self.offset, self.bounds, self.precision = net, offset, bounds, precision
 
     @property
@@ -94,13 +112,14 @@ class ScoreModel(nn.Module, ABC):
             )
         return f
 
+    def net_config(self) -> dict[str, Any]:
+        """The network's name and arguments, which are enough to build those of ``fastmsgm.nets`` again."""
+        net = getattr(self.net, "_orig_mod", self.net)  # what torch.compile wraps
+        return {**_net_config(net), "name": _net_name(net)}
+
     def save(self, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> None:
         """Write ``config.json`` and ``model.safetensors`` (the network in ``dtype``) into ``folder``."""
-        net = getattr(self.net, "_orig_mod", self.net)  # what torch.compile wraps
-        config = {
-            "net": {**_net_config(net), "name": _net_name(net)},
-            "precision": self.precision, **self.config(),
-        }  # fmt: skip
+        config = {"net": self.net_config(), "precision": self.precision, **self.config()}
         text = json.dumps(config, indent=2) + "\n"
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
@@ -111,6 +130,25 @@ class ScoreModel(nn.Module, ABC):
         weights = {k.replace("net._orig_mod.", "net.", 1): v for k, v in weights.items()}
         write_atomically(path / "model.safetensors", lambda p: save_file(weights, p))
         write_atomically(path / "config.json", lambda p: p.write_text(text))
+
+
+def is_number(x: object) -> bool:
+    """A finite int or float."""
+    return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
+
+
+def check_offset(offset: object) -> None:
+    """Raise where ``offset`` cannot be added to data."""
+    if not is_number(offset):
+        raise ValueError(f"offset must be a finite number, got {offset!r}")
+
+
+def check_tensor(data: object) -> None:
+    """Raise where ``data`` is not a tensor of floating point."""
+    if not isinstance(data, Tensor):
+        raise TypeError(f"data must be a tensor, got {type(data).__name__}: convert arrays with torch.from_numpy")
+    if not data.is_floating_point():
+        raise TypeError(f"data must be floating point, got {data.dtype}: convert with .float(), images .float() / 255")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -54,6 +54,8 @@ class MLP(nn.Module):
 
     def __init__(self, dim: int, width: int = 128, depth: int = 3, conditions: int = 1) -> None:
         super().__init__()
+        if min(dim, width, depth) < 1:
+            raise ValueError(f"dim, width and depth must be at least 1, got {dim}, {width} and {depth}")
         self.config = {"dim": dim, "width": width, "depth": depth, "conditions": conditions}
         self.features = FourierFeatures(conditions)
         self.embedding = _perceptron(self.features.size, width)
@@ -64,6 +66,10 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         if x.ndim != 2:  # more axes would broadcast against the conditions of other samples
             raise ValueError(f"MLP needs vectors (n, dim), got {tuple(x.shape)}: flatten the data, or use a UNet")
+        if x.shape[1] != self.config["dim"]:
+            raise ValueError(
+                f"MLP was built for {self.config['dim']} features, got {x.shape[1]}: MLP({x.shape[1]}, ...)"
+            )
         embedded = self.embedding(self.features(c))
         for layer, condition in zip(self.layers, self.conditions, strict=True):
             x = F.silu(layer(x) + condition(embedded))
@@ -136,8 +142,8 @@ class UNet(nn.Module):
         conditions: int = 1, classes: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
-        if width % 8 or deep % 8:
-            raise ValueError(f"width and deep must be multiples of 8, got {width} and {deep}")
+        if width < 8 or deep < 8 or width % 8 or deep % 8:
+            raise ValueError(f"width and deep must be multiples of 8, at least 8, got {width} and {deep}")
         self.config = {
             "channels": channels, "width": width, "deep": deep, "blocks": blocks, "deep_blocks": deep_blocks,
             "conditions": conditions, "classes": classes,

@@ -12,13 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_FORMATS = (".png", ".jpg", ".jpeg")
 _COLORS = ("black", "tab:blue", "tab:orange")  # of the data, the model, its baseline
 
 
-def check(shape: tuple[int, ...]) -> None:
-    """Raise where samples of this shape cannot be drawn: no images, or matplotlib is missing."""
+def check(shape: tuple[int, ...], path: str | os.PathLike[str]) -> None:
+    """Raise where samples of this shape cannot be drawn into ``path``: no images, another format, no matplotlib."""
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise ValueError(f"pictures need samples of shape (1 or 3, height, width), the model's are {shape}")
+    if Path(path).suffix.lower() not in _FORMATS:
+        raise ValueError(f"a picture's name must end in one of {', '.join(_FORMATS)}, got {str(path)!r}")
     pyplot()
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastmsgm import heat_kernel
-from fastmsgm.model import PRECISIONS, ScoreModel
+from fastmsgm.model import PRECISIONS, ScoreModel, check_offset, check_tensor
 from fastmsgm.priors import RadialPrior
 from fastmsgm.rotation import Rotation, check_dense, check_directions
 
@@ -60,6 +60,8 @@ class RotationModel(ScoreModel):
         precision: str = "fp32",
     ) -> None:  # fmt: skip
         super().__init__(net, offset, bounds, precision)
+        if not isinstance(process, Rotation):
+            raise TypeError(f"process must be a Rotation, got {type(process).__name__}: give Rotation()")
         if objective not in OBJECTIVES:
             raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
         if probes not in PROBES:
@@ -105,8 +107,8 @@ class RotationModel(ScoreModel):
             TypeError, ValueError: data without directions (integers, zero vectors after the offset, NaN), or what the
                 constructor refuses.
         """
-        if isinstance(data, Tensor) and not data.is_floating_point():
-            raise TypeError(f"data must be floating point, got {data.dtype}: convert it with .float()")
+        check_tensor(data)
+        check_offset(offset)
         x0 = data + offset
         check_directions("data", x0)
         return cls(

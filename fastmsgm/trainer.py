@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 from fastmsgm import losses, rng
 from fastmsgm.gbm_model import GBMModel
-from fastmsgm.model import ScoreModel, write_atomically
+from fastmsgm.model import DAMAGED, ScoreModel, is_number, write_atomically
 from fastmsgm.priors import check_labels
 
 Model = TypeVar("Model", bound=ScoreModel)
@@ -68,9 +68,13 @@ def fit(
     Raises:
         TypeError, ValueError: an argument out of range, data of another shape or dtype than the model's, or a
             checkpoint in ``out`` that belongs to other arguments.
-        FloatingPointError: the loss became NaN or infinite; the last checkpoint is kept.
+        FloatingPointError: the loss or its gradient became NaN or infinite; the last checkpoint is kept.
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after the step under way is done and saved.
     """
+    if not isinstance(model, ScoreModel):
+        raise TypeError(
+            f"model must be a ScoreModel, got {type(model).__name__}: build one with GBMModel.for_data, or load one"
+        )
     precision = precision or model.precision
     _check("precision", precision, precision in ("fp32", "bf16"), "fp32 or bf16, since fp16 gradients underflow")
     for name, value, least in (("steps", steps, 1), ("batch_size", batch_size, 1), ("warmup", warmup, 0)):
@@ -79,7 +83,7 @@ def fit(
     _check("lr", lr, isinstance(lr, (int, float)) and lr > 0, "positive")
     _check("ema", ema, isinstance(ema, (int, float)) and 0 <= ema < 1, "in [0, 1)")
     if levels is not None:
-        good = len(levels) == 2 and all(map(math.isfinite, levels)) and levels[1] > 0
+        good = isinstance(levels, (tuple, list)) and len(levels) == 2 and all(map(is_number, levels)) and levels[1] > 0
         _check("levels", levels, good, "a finite mean and a positive standard deviation")
         denoiser = isinstance(model, GBMModel) and model.prediction == "denoiser"
         _check("levels", levels, denoiser, "None but for a GBM denoiser: other models have their own law of levels")
@@ -107,6 +111,7 @@ def fit(
         "rows": len(states),
         "levels": levels,
         "labels": None if labels is None else zlib.crc32(labels.cpu().long().numpy().tobytes()),
+        "net": model.net_config(),
         **model.config(),
     }
     settings = json.loads(json.dumps(settings))  # as a checkpoint gives them back
@@ -114,7 +119,7 @@ def fit(
     model.precision = precision
     order = _DataOrder(len(states), seed)
     bar = tqdm(total=steps, initial=run.step, disable=not progress, desc="training", unit="step")
-    recent: list[Tensor] = []
+    recent: list[Tensor] = []  # loss and norm of the gradient of each step
     saved = time.monotonic()
     model.train()
     parameters = list(model.net.parameters())
@@ -126,18 +131,22 @@ def fit(
             loss = losses.loss(model, states[rows], noise, run.step, levels, classes)
             run.optimizer.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(parameters, clip)
+            norm = nn.utils.clip_grad_norm_(parameters, clip)
             run.optimizer.step()
             run.average.update_parameters(model.net)
             run.step += 1
-            recent.append(loss.detach())
+            recent.append(torch.stack((loss.detach(), norm)))
             bar.update()
             if len(recent) == FLUSH_EVERY or run.step == steps or stop.is_set():
-                run.losses += torch.stack(recent).tolist()
-                mean = sum(run.losses[-len(recent) :]) / len(recent)
+                values, norms = torch.stack(recent).T.tolist()
+                run.losses += values
                 recent.clear()
-                if not math.isfinite(mean):
-                    raise FloatingPointError(f"the loss is {mean} at step {run.step}: lower lr (now {lr}) or use fp32")
+                mean = sum(values) / len(values)
+                for what, number in (("loss", mean), ("gradient's norm", sum(norms))):
+                    if not math.isfinite(number):
+                        raise FloatingPointError(
+                            f"the {what} is {number} at step {run.step}: lower lr (now {lr}) or use fp32"
+                        )
                 bar.set_postfix(loss=f"{mean:.4f}")
                 if writer is not None:
                     writer.add_scalar("loss", mean, run.step)
@@ -162,7 +171,7 @@ class _Run:
         if out is not None and (out / "training.json").is_file():
             try:
                 self._resume(out)
-            except (json.JSONDecodeError, SafetensorError, KeyError) as error:
+            except DAMAGED as error:
                 raise ValueError(
                     f"out={str(out)!r} holds a damaged checkpoint ({error!r}): use a new folder"
                 ) from error

@@ -70,6 +70,22 @@ def test_train_a_rotation_then_sample(tmp_path: Path) -> None:
     torch.testing.assert_close(norms.log(), model.prior.draw(50, rng.stream(0)).log(), rtol=0, atol=1e-5)
 
 
+def test_a_score_network_is_trained_at_the_papers_sigma(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).lognormal(size=(50, 3)).astype(np.float32))
+    for prediction, sigma in (("score", 0.8), ("hyvarinen", 0.8), ("denoiser", 10.0)):
+        out = tmp_path / prediction
+        arguments = ["train", "--data", str(tmp_path / "x.npy"), "--out", str(out), "--steps", "60", "--width", "8"]
+        assert cli.main([*arguments, "--prediction", prediction, "--device", "cpu"]) == 0
+        assert fastmsgm.load(out).process.sigma == sigma
+
+
+def test_a_seed_out_of_range_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "x.npy", np.ones((5, 3), np.float32))
+    arguments = ["train", "--data", str(tmp_path / "x.npy"), "--out", str(tmp_path / "out"), "--seed", str(2**64)]
+    assert cli.main(arguments) == 1
+    assert "seed must be in" in capsys.readouterr().err
+
+
 def test_an_option_of_the_other_family_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = tmp_path / "data.npy"
     np.save(data, np.ones((4, 3), dtype=np.float32))
@@ -99,6 +115,7 @@ def test_demo_draws_the_pictures(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         (["--steps", "0", "--out", "x.npy"], "steps must be at least 1"),
         (["--solver", "magic", "--out", "x.npy"], "solver must be one of"),
         (["--seed", "-1", "--out", "x.npy"], "seed must be in"),
+        (["--grid", "g.foo", "--out", "x.npy"], "a picture's name must end in one of .png, .jpg, .jpeg, got 'g.foo'"),
     ],
 )
 def test_errors_are_one_line_and_exit_status_1(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -143,6 +144,9 @@ def test_negative_features_stay_negative() -> None:
         (torch.randint(0, 255, (9, 3)), TypeError, r"data must be floating point, got torch\.int64: .*255"),
         (torch.zeros(9, 3), ValueError, r"data must have no zeros, got 100\.00%"),
         (torch.full((9, 3), math.nan), ValueError, r"data must be finite, got NaN"),
+        (torch.full((9, 3), 1e-40), ValueError, r"data must have no zeros, got 100\.00%: .*1\.2e-38"),
+        (torch.full((9, 3), 1e300, dtype=torch.float64), ValueError, "data must be finite, got .* 27 entries"),
+        ([[1.0, 2.0, 3.0]], TypeError, "data must be a tensor, got list"),
         (torch.tensor([[1.0, -1.0, 1.0], [1.0, 1.0, 1.0]]), ValueError, r"both signs in 1 of 3 features: .*offset"),
     ],
 )
@@ -285,15 +289,47 @@ def test_a_broken_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert path.read_text() == "new"
 
 
-@pytest.mark.parametrize("damage", ["weights", "json", "keys"])
+@pytest.mark.parametrize("damage", ["weights", "no weights", "json", "keys", "net", "arguments"])
 def test_a_damaged_checkpoint(damage: str, tmp_path: Path) -> None:
     build().save(tmp_path)
+    config, weights = tmp_path / "config.json", tmp_path / "model.safetensors"
     if damage == "weights":
-        (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:200])
+        weights.write_bytes(weights.read_bytes()[:200])
+    elif damage == "no weights":
+        weights.unlink()
+    elif damage in ("json", "keys"):
+        config.write_text("{" if damage == "json" else "{}")
     else:
-        (tmp_path / "config.json").write_text("{" if damage == "json" else "{}")
+        changed = json.loads(config.read_text())
+        changed["net"] = "MLP" if damage == "net" else {**changed["net"], "colour": 3}
+        config.write_text(json.dumps(changed))
     with pytest.raises(ValueError, match=r"model: the checkpoint in .* is damaged"):
         load(tmp_path)
+
+
+def test_a_checkpoint_of_another_network(tmp_path: Path) -> None:
+    build().save(tmp_path)
+    with pytest.raises(ValueError, match=r"model: the checkpoint in .* is damaged or another network's .*net=\.\.\."):
+        load(tmp_path, net=MLP(3, 24))
+    with pytest.raises(TypeError, match="model must be a name or a folder, got NoneType"):
+        load(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"bounds": (1.0, 0.0)}, ValueError, r"bounds must be two finite numbers, the lower .*, got \(1\.0, 0\.0\)"),
+        ({"bounds": (math.nan, 1.0)}, ValueError, "bounds must be two finite numbers"),
+        ({"bounds": "ab"}, ValueError, "bounds must be two finite numbers, .*, got 'ab'"),
+        ({"offset": math.nan}, ValueError, "offset must be a finite number, got nan"),
+        ({"offset": "1"}, ValueError, "offset must be a finite number, got '1'"),
+        ({"process": 0.8}, TypeError, r"process must be a GBM, got float: give GBM\(sigma=\.\.\.\)"),
+        ({"net": "unet"}, TypeError, "net must be a torch.nn.Module, got str"),
+    ],
+)
+def test_for_data_refuses_arguments(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        GBMModel.for_data(**{"net": MLP(3, 8), "process": GBM(5.0), "data": log_normal_data(9), **options})
 
 
 def test_labels_leave_a_denoisers_state_centred() -> None:

@@ -92,3 +92,13 @@ def test_embedding_tells_close_noise_levels_apart() -> None:
 def test_mlp_refuses_what_would_mix_samples() -> None:
     with pytest.raises(ValueError, match=r"MLP needs vectors \(n, dim\), got \(28, 28, 28\)"):
         MLP(28, 8)(torch.ones(28, 28, 28), torch.zeros(28))
+    with pytest.raises(ValueError, match="MLP was built for 4 features, got 3"):
+        MLP(4, 8)(torch.ones(5, 3), torch.zeros(5))
+
+
+def test_networks_have_a_width() -> None:
+    for width in (-8, 0, 12):
+        with pytest.raises(ValueError, match=f"width and deep must be multiples of 8, at least 8, got {width}"):
+            UNet(width=width)
+    with pytest.raises(ValueError, match="dim, width and depth must be at least 1, got 3, 0 and 3"):
+        MLP(3, 0)

@@ -347,3 +347,12 @@ def test_a_stream_that_is_none_is_refused() -> None:
     for stream in (torch.zeros(1, dtype=torch.int64), torch.zeros(2)):
         with pytest.raises(ValueError, match=r"stream must be int64 of shape \(3,\)"):
             ops.fill_normal_(torch.zeros(3, 5), stream, 0, 0)
+
+
+@pytest.mark.parametrize("kind", [-1, 256])
+def test_a_kind_is_a_byte(kind: int) -> None:
+    x = torch.ones(2, 4)
+    with pytest.raises(ValueError, match=rf"kind must be in 0 \.\. 255, .*, got {kind}"):
+        ops.fill_normal_(x, rng.stream(0), kind, 0)
+    with pytest.raises(ValueError, match="kind must be in"):
+        ops.gbm_perturb_(x, torch.ones(2, 3), rng.stream(0), kind, 0, x_t=x, net_in=None, z=None)

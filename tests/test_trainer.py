@@ -304,6 +304,7 @@ def test_a_loss_that_is_not_finite(value: float, tmp_path: Path, monkeypatch: py
         ({"clip": -1.0}, r"clip must be positive, got -1\.0"),
         ({"levels": (0.0, 0.0)}, r"levels must be a finite mean and a positive standard deviation.*got \(0\.0, 0\.0\)"),
         ({"levels": (math.nan, 1.0)}, "levels must be a finite mean"),
+        ({"levels": 3}, "levels must be a finite mean and a positive standard deviation, got 3"),
         ({"warmup": -1}, "warmup must be .*at least 0, got -1"),
         ({"precision": "fp8"}, "precision must be fp32 or bf16, since fp16 gradients underflow, got 'fp8'"),
         ({"precision": "fp16"}, "precision must be fp32 or bf16"),
@@ -326,6 +327,28 @@ def test_bad_arguments(options: dict[str, Any], message: str, tmp_path: Path) ->
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert model.precision == "fp32"
     assert not (tmp_path / "new").exists()
+
+
+def test_what_is_no_model_is_refused() -> None:
+    with pytest.raises(TypeError, match="model must be a ScoreModel, got str: build one with"):
+        train("fashion-gbm")  # type: ignore[arg-type]
+
+
+def test_a_run_of_another_network_is_refused(tmp_path: Path) -> None:
+    train(vector_model(), out=tmp_path)
+    other = vector_model()
+    other.net = MLP(3, 24)
+    with pytest.raises(ValueError, match=r"holds a run with other settings .*'net': \(.*'width': 24.*use a new folder"):
+        train(other, out=tmp_path)
+
+
+def test_an_infinite_gradient_ends_the_run_before_it_is_saved(tmp_path: Path) -> None:
+    """Of a finite loss, in the last step: clipping makes NaN of it, and the weights would be kept."""
+    model = vector_model()
+    next(model.net.parameters()).register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(FloatingPointError, match=r"the gradient's norm is (nan|inf) at step 1: lower lr"):
+        train(model, out=tmp_path, steps=1)
+    assert not (tmp_path / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("name", ["steps", "batch_size"])

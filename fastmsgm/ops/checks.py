@@ -54,6 +54,11 @@ def check_stream(stream: Tensor, x: Tensor) -> None:
         )
 
 
+def check_kind(kind: int) -> None:
+    if not 0 <= kind < 256:
+        raise ValueError(f"kind must be in 0 .. 255, a byte of every address, got {kind}: use one of rng.Kind")
+
+
 def check_directions(name: str, u: Tensor) -> None:
     check_state(name, u)
     if math.prod(u.shape[1:]) < 2:

@@ -12,6 +12,7 @@ from torch import Tensor
 from fastmsgm.ops.checks import (
     OUTPUT_DTYPES,
     check_dtype,
+    check_kind,
     check_like,
     check_state,
     check_step,
@@ -28,6 +29,7 @@ def fill_normal_(out: Tensor, stream: Tensor, kind: int, step: int) -> None:
     """Fill ``out`` (n, ...) float32 with the normals of ``kind`` at ``step``; row 0 is sample ``stream[1]``."""
     check_state("out", out)
     check_stream(stream, out)
+    check_kind(kind)
     kernels(out, "gbm").fill_normal(rows(out), stream, kind, step)
 
 
@@ -49,6 +51,7 @@ def gbm_perturb_(
         raise ValueError(f"coefficients must have shape ({x0.shape[0]}, 3), got {tuple(coefficients.shape)}")
     check_dtype("coefficients", coefficients)
     check_stream(stream, x0)
+    check_kind(kind)
     for name, tensor in (("x_t", x_t), ("z", z)):
         check_like(name, tensor, "x0", x0)
     check_like("net_in", net_in, "x0", x0, OUTPUT_DTYPES)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastmsgm.gbm_model import GBMModel
-from fastmsgm.model import ScoreModel
+from fastmsgm.model import ScoreModel, is_number
 from fastmsgm.solvers.base import Plan, Solver
 
 
@@ -114,7 +114,7 @@ class DPMSolverPP2M(MultistepSolver):
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eta < math.inf:
+        if not is_number(self.eta) or self.eta < 0:
             raise ValueError(f"eta must be at least 0 (0 the ODE, 1 the SDE), got {self.eta!r}")
 
     def move(self, before: float | None, s: float, after: float) -> tuple[float, float, float]:
@@ -181,11 +181,11 @@ class PaperSolver(Solver):
 
     def __post_init__(self) -> None:
         for name, value, good, allowed in (
-            ("delta", self.delta, self.delta is None or 0 < self.delta < math.inf, "positive or None"),
+            ("delta", self.delta, self.delta is None or (is_number(self.delta) and self.delta > 0), "positive or None"),
             ("inner", self.inner, isinstance(self.inner, int) and self.inner >= 1, "an int, at least 1"),
-            ("anneal", self.anneal, 0 <= self.anneal <= 1, "in [0, 1]"),
+            ("anneal", self.anneal, is_number(self.anneal) and 0 <= self.anneal <= 1, "in [0, 1]"),
             ("tweedie", self.tweedie, isinstance(self.tweedie, int) and self.tweedie >= 0, "an int, at least 0"),
-            ("sigma", self.sigma, self.sigma is None or self.sigma > 0, "positive or None"),
+            ("sigma", self.sigma, self.sigma is None or (is_number(self.sigma) and self.sigma > 0), "positive or None"),
         ):
             if not good:
                 raise ValueError(f"{name} must be {allowed}, got {value!r}")
