@@ -46,10 +46,10 @@ class GBMModel(ScoreModel):
 
     Raises:
         TypeError: net is not a module, or process not a GBM.
-        ValueError: an unknown prediction or precision, an offset or bounds that are not finite numbers in order, other
-            classes than the network's, a prior without a centre for each class, a sigma that overflows float32, or,
-            with a denoiser, a drift, a sigma below the smallest noise level, or a log_std that is not positive (data
-            that do not vary).
+        ValueError: an unknown prediction or precision, an offset that is not finite, bounds that are not two numbers in
+            order, other classes than the network's, a prior without a centre for each class, a sigma that overflows
+            float32, or, with a denoiser, a drift, a sigma below the smallest noise level, or a log_std that is not
+            positive (data that do not vary).
     """
 
     scale: Tensor

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import numbers
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -41,7 +42,7 @@ class ScoreModel(nn.Module, ABC):
 
     Raises:
         TypeError: net is not a module.
-        ValueError: an unknown precision, or an offset or bounds that are not finite numbers in order.
+        ValueError: an unknown precision, an offset that is not finite, or bounds that are not two numbers in order.
     """
 
     net: Any  # any module: its own attributes are its user's business
@@ -54,15 +55,9 @@ class ScoreModel(nn.Module, ABC):
         if not isinstance(net, nn.Module):
             raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}: build one, as in fastmsgm.nets")
         check_offset(offset)
-        ordered = (
-            isinstance(bounds, (tuple, list))
-            and len(bounds) == 2
-            and all(map(is_number, bounds))
-            and bounds[0] < bounds[1]
-        )
-        if bounds is not None and not ordered:
-            raise ValueError(f"bounds must be two finite numbers, the lower one first, or None, got {bounds!r}")
-        self.net, self.offset, self.bounds, self.precision = net, offset, bounds, precision
+        if bounds is not None:
+            bounds = _interval(bounds)
+        self.net, self.offset, self.bounds, self.precision = net, float(offset), bounds, precision
 
     @property
     @abstractmethod
@@ -133,8 +128,17 @@ class ScoreModel(nn.Module, ABC):
 
 
 def is_number(x: object) -> bool:
-    """A finite int or float."""
-    return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
+    """A finite number, of Python's or of NumPy's."""
+    return isinstance(x, numbers.Real) and not isinstance(x, bool) and math.isfinite(x)
+
+
+def _interval(bounds: object) -> tuple[float, float]:
+    """Two numbers in order, of which either may be infinite."""
+    if isinstance(bounds, (tuple, list)) and len(bounds) == 2 and all(isinstance(x, numbers.Real) for x in bounds):
+        low, high = map(float, bounds)
+        if low < high:
+            return low, high
+    raise ValueError(f"bounds must be two numbers, the lower one first, or None, got {bounds!r}")
 
 
 def check_offset(offset: object) -> None:

@@ -66,9 +66,9 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         if x.ndim != 2:  # more axes would broadcast against the conditions of other samples
             raise ValueError(f"MLP needs vectors (n, dim), got {tuple(x.shape)}: flatten the data, or use a UNet")
-        if x.shape[1] != self.config["dim"]:
+        if x.shape[1] != self.out.out_features:
             raise ValueError(
-                f"MLP was built for {self.config['dim']} features, got {x.shape[1]}: MLP({x.shape[1]}, ...)"
+                f"MLP was built for {self.out.out_features} features, got {x.shape[1]}: MLP({x.shape[1]}, ...)"
             )
         embedded = self.embedding(self.features(c))
         for layer, condition in zip(self.layers, self.conditions, strict=True):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_FORMATS = (".png", ".jpg", ".jpeg")
+_FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".pdf", ".svg")
 _COLORS = ("black", "tab:blue", "tab:orange")  # of the data, the model, its baseline
 
 

@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 from fastmsgm import losses, rng
 from fastmsgm.gbm_model import GBMModel
-from fastmsgm.model import DAMAGED, ScoreModel, is_number, write_atomically
+from fastmsgm.model import DAMAGED, NETS, ScoreModel, is_number, write_atomically
 from fastmsgm.priors import check_labels
 
 Model = TypeVar("Model", bound=ScoreModel)
@@ -98,7 +98,7 @@ def fit(
     labels = _check_labels(model, labels, len(data))
     states = model.to_state(data.to(model.device))
     model.check_states(states)
-    noise = rng.stream(seed)
+    noise, net = rng.stream(seed), model.net_config()
     settings = {
         "steps": steps,
         "batch_size": batch_size,
@@ -111,7 +111,7 @@ def fit(
         "rows": len(states),
         "levels": levels,
         "labels": None if labels is None else zlib.crc32(labels.cpu().long().numpy().tobytes()),
-        "net": model.net_config(),
+        "net": net if net["name"] in NETS else None,  # another's arguments are its user's business
         **model.config(),
     }
     settings = json.loads(json.dumps(settings))  # as a checkpoint gives them back

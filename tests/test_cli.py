@@ -115,7 +115,7 @@ def test_demo_draws_the_pictures(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         (["--steps", "0", "--out", "x.npy"], "steps must be at least 1"),
         (["--solver", "magic", "--out", "x.npy"], "solver must be one of"),
         (["--seed", "-1", "--out", "x.npy"], "seed must be in"),
-        (["--grid", "g.foo", "--out", "x.npy"], "a picture's name must end in one of .png, .jpg, .jpeg, got 'g.foo'"),
+        (["--grid", "g.foo", "--out", "x.npy"], "a picture's name must end in one of .png, .jpg"),
     ],
 )
 def test_errors_are_one_line_and_exit_status_1(

@@ -329,6 +329,14 @@ def test_bad_arguments(options: dict[str, Any], message: str, tmp_path: Path) ->
     assert not (tmp_path / "new").exists()
 
 
+def test_a_network_of_ones_own_may_have_any_config() -> None:
+    model = vector_model()
+    model.net = type("Own", (MLP,), {})(3, 8)
+    model.net.config = {"activation": torch.nn.SiLU}
+    before = model.net.out.weight.clone()
+    assert not torch.equal(train(model, steps=2).net.out.weight, before)
+
+
 def test_what_is_no_model_is_refused() -> None:
     with pytest.raises(TypeError, match="model must be a ScoreModel, got str: build one with"):
         train("fashion-gbm")  # type: ignore[arg-type]
