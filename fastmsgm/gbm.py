@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fastmsgm import ops, rng
+from fastmsgm.checks import check_floating_point
 
 LARGEST_NORMAL = 6.77  # |z| of the stream never exceeds it
 LARGEST_LOG = 86.0  # exp of it is still a float32
@@ -116,10 +117,7 @@ class GBM:
 
 def check_multiplicative(name: str, x: Tensor) -> None:
     """Raise where x cannot be noised by multiplication: integers, NaN or infinity, zeros (or subnormal numbers)."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}: convert arrays with torch.from_numpy")
-    if not x.is_floating_point():
-        raise TypeError(f"{name} must be floating point, got {x.dtype}: convert images with .float() / 255")
+    check_floating_point(name, x)
     if x.ndim < 2 or x.numel() == 0:
         raise ValueError(f"{name} must have shape (n, ...) with n >= 1 and features, got {tuple(x.shape)}")
     x = x.float()

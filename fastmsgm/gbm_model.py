@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastmsgm.checks import check_floating_point, check_offset
 from fastmsgm.gbm import GBM, check_multiplicative
-from fastmsgm.model import PRECISIONS, ScoreModel, check_offset, check_tensor
+from fastmsgm.model import PRECISIONS, ScoreModel
 from fastmsgm.priors import LogNormalPrior, check_labels, feature_signs
 
 PREDICTIONS = ("denoiser", "hyvarinen", "score")
@@ -107,7 +108,7 @@ class GBMModel(ScoreModel):
             TypeError, ValueError: data that multiplication cannot reach (integers, zeros after the offset, NaN,
                 features of both signs), or what the constructor refuses.
         """
-        check_tensor(data)
+        check_floating_point("data", data)
         check_offset(offset)
         x0 = data + offset
         check_multiplicative("data", x0)

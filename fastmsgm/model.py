@@ -7,8 +7,6 @@ What the network is fed and what its raw output means is the business of the pro
 from __future__ import annotations
 
 import json
-import math
-import numbers
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -21,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fastmsgm import nets
+from fastmsgm.checks import check_offset, interval
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # What reading a checkpoint may raise that is damaged, or whose weights are another network's.
@@ -56,7 +55,7 @@ class ScoreModel(nn.Module, ABC):
             raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}: build one, as in fastmsgm.nets")
         check_offset(offset)
         if bounds is not None:
-            bounds = _interval(bounds)
+            bounds = interval(bounds)
         self.net, self.offset, self.bounds, self.precision = net, float(offset), bounds, precision
 
     @property
@@ -125,34 +124,6 @@ class ScoreModel(nn.Module, ABC):
         weights = {k.replace("net._orig_mod.", "net.", 1): v for k, v in weights.items()}
         write_atomically(path / "model.safetensors", lambda p: save_file(weights, p))
         write_atomically(path / "config.json", lambda p: p.write_text(text))
-
-
-def is_number(x: object) -> bool:
-    """A finite number, of Python's or of NumPy's."""
-    return isinstance(x, numbers.Real) and not isinstance(x, bool) and math.isfinite(x)
-
-
-def _interval(bounds: object) -> tuple[float, float]:
-    """Two numbers in order, of which either may be infinite."""
-    if isinstance(bounds, (tuple, list)) and len(bounds) == 2 and all(isinstance(x, numbers.Real) for x in bounds):
-        low, high = map(float, bounds)
-        if low < high:
-            return low, high
-    raise ValueError(f"bounds must be two numbers, the lower one first, or None, got {bounds!r}")
-
-
-def check_offset(offset: object) -> None:
-    """Raise where ``offset`` cannot be added to data."""
-    if not is_number(offset):
-        raise ValueError(f"offset must be a finite number, got {offset!r}")
-
-
-def check_tensor(data: object) -> None:
-    """Raise where ``data`` is not a tensor of floating point."""
-    if not isinstance(data, Tensor):
-        raise TypeError(f"data must be a tensor, got {type(data).__name__}: convert arrays with torch.from_numpy")
-    if not data.is_floating_point():
-        raise TypeError(f"data must be floating point, got {data.dtype}: convert with .float(), images .float() / 255")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

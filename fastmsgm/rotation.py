@@ -27,6 +27,7 @@ from torch import Tensor
 
 from fastmsgm import heat_kernel, ops, rng
 from fastmsgm.angle_table import CLOCK_MAX, angle_table
+from fastmsgm.checks import check_floating_point
 from fastmsgm.clock import LinearClock
 
 NOISES = ("isotropic", "ring", "dense")
@@ -243,10 +244,7 @@ def _turn_in_the_plane(x0: Tensor, clocks: NDArray[np.float64], stream: Tensor, 
 
 def check_directions(name: str, x: Tensor) -> None:
     """Raise where x has no directions to rotate: integers, NaN or infinity, one feature, zero vectors."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}: convert arrays with torch.from_numpy")
-    if not x.is_floating_point():
-        raise TypeError(f"{name} must be floating point, got {x.dtype}: convert it with .float()")
+    check_floating_point(name, x)
     if x.ndim < 2 or x.shape[0] < 1 or math.prod(x.shape[1:]) < 2:
         raise ValueError(f"{name} must have shape (n, ...) with n >= 1 and at least 2 features, got {tuple(x.shape)}")
     if not bool(torch.isfinite(x).all()):

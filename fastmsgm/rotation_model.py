@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastmsgm import heat_kernel
-from fastmsgm.model import PRECISIONS, ScoreModel, check_offset, check_tensor
+from fastmsgm.checks import check_floating_point, check_offset
+from fastmsgm.model import PRECISIONS, ScoreModel
 from fastmsgm.priors import RadialPrior
 from fastmsgm.rotation import Rotation, check_dense, check_directions
 
@@ -107,7 +108,7 @@ class RotationModel(ScoreModel):
             TypeError, ValueError: data without directions (integers, zero vectors after the offset, NaN), or what the
                 constructor refuses.
         """
-        check_tensor(data)
+        check_floating_point("data", data)
         check_offset(offset)
         x0 = data + offset
         check_directions("data", x0)

@@ -28,8 +28,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from fastmsgm import losses, rng
+from fastmsgm.checks import check_tensor, is_number
 from fastmsgm.gbm_model import GBMModel
-from fastmsgm.model import DAMAGED, NETS, ScoreModel, is_number, write_atomically
+from fastmsgm.model import DAMAGED, NETS, ScoreModel, write_atomically
 from fastmsgm.priors import check_labels
 
 Model = TypeVar("Model", bound=ScoreModel)
@@ -88,8 +89,7 @@ def fit(
         denoiser = isinstance(model, GBMModel) and model.prediction == "denoiser"
         _check("levels", levels, denoiser, "None but for a GBM denoiser: other models have their own law of levels")
     _check("tensorboard", tensorboard, not tensorboard or out is not None, "given together with out")
-    if not isinstance(data, Tensor):
-        raise TypeError(f"data must be a tensor, got {type(data).__name__}: convert arrays with torch.from_numpy")
+    check_tensor("data", data)
     if data.dtype != torch.float32 or tuple(data.shape[1:]) != model.shape:
         expected = ", ".join(map(str, ("N", *model.shape)))
         raise ValueError(
@@ -119,7 +119,7 @@ def fit(
     model.precision = precision
     order = _DataOrder(len(states), seed)
     bar = tqdm(total=steps, initial=run.step, disable=not progress, desc="training", unit="step")
-    recent: list[Tensor] = []  # loss and norm of the gradient of each step
+    recent: list[tuple[Tensor, Tensor]] = []  # loss and norm of the gradient of each step
     saved = time.monotonic()
     model.train()
     parameters = list(model.net.parameters())
@@ -135,10 +135,10 @@ def fit(
             run.optimizer.step()
             run.average.update_parameters(model.net)
             run.step += 1
-            recent.append(torch.stack((loss.detach(), norm)))
+            recent.append((loss.detach(), norm))
             bar.update()
             if len(recent) == FLUSH_EVERY or run.step == steps or stop.is_set():
-                values, norms = torch.stack(recent).T.tolist()
+                values, norms = (torch.stack(part).tolist() for part in zip(*recent, strict=True))
                 run.losses += values
                 recent.clear()
                 mean = sum(values) / len(values)

@@ -18,11 +18,7 @@ import pytest
 
 from fastmsgm import ops, roofline
 
-triton = pytest.importorskip("triton")
-# Triton 3.6 takes the rows of rotations and rings apart through shared memory, and spills: docs/performance.md.
-of_this_compiler = pytest.mark.skipif(
-    tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8), reason="the figures are of Triton 3.8"
-)
+pytest.importorskip("triton")
 
 ROOT = Path(__file__).parent.parent
 H100 = next(gpu for gpu in roofline.GPUS if gpu.name == "H100")
@@ -122,7 +118,6 @@ def widths(text: str) -> dict[int, int]:
     return {int(bits): int(count) for count, bits in (item.split("x") for item in text.split())}
 
 
-@of_this_compiler
 def test_nothing_is_lost(tables: dict[str, list[dict[str, Any]]]) -> None:
     for row in tables["codes"]:
         name = f"{row['target']:7} {row['kernel']} {row['form']}"
@@ -131,7 +126,6 @@ def test_nothing_is_lost(tables: dict[str, list[dict[str, Any]]]) -> None:
     assert not {name: found for name, found in wrong.items() if found}
 
 
-@of_this_compiler
 def test_no_more_instructions_and_registers(tables: dict[str, list[dict[str, Any]]]) -> None:
     assert {(row["kernel"], row["form"]) for row in tables["codes"]} == MEASURED.keys()
     wrong = []
@@ -145,7 +139,6 @@ def test_no_more_instructions_and_registers(tables: dict[str, list[dict[str, Any
     assert not wrong
 
 
-@of_this_compiler
 def test_memory_is_the_limit(tables: dict[str, list[dict[str, Any]]]) -> None:
     rows = [row for row in tables["codes"] if row["target"] == H100.target]
     got = {(row["kernel"], row["form"]): roofline.model(row, H100).slack for row in rows}

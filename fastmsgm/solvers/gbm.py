@@ -23,8 +23,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fastmsgm.checks import is_number
 from fastmsgm.gbm_model import GBMModel
-from fastmsgm.model import ScoreModel, is_number
+from fastmsgm.model import ScoreModel
 from fastmsgm.solvers.base import Plan, Solver
 
 
