@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
+from numba.core import cgutils, codegen
 
 from fastmsgm import rng
 
@@ -21,7 +21,8 @@ from .scalar import cosine_sine, fma, intrinsic, log2
 
 BLOCK = 256  # quads: every buffer of a block fits into the L1 cache
 LONG_ROW = 4096  # quads of a row, above which its tables are made for each block
-VECTOR = 32
+# Quads at a time: four vectors of 64-bit lanes where there are 32 registers of 512 bits, else what 16 of 256 bits hold.
+VECTOR = 32 if "+avx512f" in codegen.get_host_cpu_features() else 8
 _TABLE = LONG_ROW + BLOCK + VECTOR  # room for one table
 
 _LOW_HALF, _HALF, _KIND = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(24)
@@ -30,6 +31,7 @@ _KEYS0 = tuple(np.uint64(i * rng.PHILOX_W0 % 2**32) for i in range(rng.ROUNDS))
 _KEYS1 = tuple(np.uint64(i * rng.PHILOX_W1 % 2**32) for i in range(rng.ROUNDS))
 _MINUS_2_LN2 = np.float32(rng.MINUS_2_LN2)
 _UNIFORM_SCALE, _UNIFORM_SHIFT, _ANGLE_SCALE = np.float32(2.0**-32), np.float32(2.0**-33), np.float32(2.0**-29)
+_HALF_WAY = np.uint32(2**31)
 _EIGHTH, _QUADRANT = np.uint32(2**29), np.uint32(30)  # of a turn; the shift that leaves the quadrant
 
 
@@ -70,6 +72,15 @@ def block_noise(first, count, d, stream, kind, step, room, z):
     else:
         normals(2 * count, radius_words.view(np.uint32), angle_words.view(np.uint32), padded)
         pack(first, count, (d + 3) // 4, d, padded, z)
+
+
+@njit(nogil=True, cache=True)
+def coins(first, count, stream, kind, step, room, heads):
+    """Whether the first uniform of each of ``count`` samples of one quad from ``first`` on is below 1/2."""
+    block_words(first, count, 1, stream, kind, step, room)
+    words = room[3].view(np.uint32)
+    for r in range(count):
+        heads[r] = words[2 * r] < _HALF_WAY
 
 
 @njit(nogil=True, cache=True)
