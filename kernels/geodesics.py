@@ -16,21 +16,21 @@ _HALF_TURNS = tl.constexpr(0.3183098861837907)  # half an angle in quarter turns
 
 
 @triton.jit
-def flow(u, f, past, table_ptr):
+def flow(u, f, past, table_ptr, D: tl.constexpr):
     """u after the exact flow to D_w, D, and which rows were lost; no ``past`` leaves its terms out."""
     alpha, sigma, length = tl.load(table_ptr), tl.load(table_ptr + 1), tl.load(table_ptr + 3)
-    scale = inverse_norm(u)
-    f_u = dot(f, u) * scale
+    scale = inverse_norm(u, D)
+    f_u = dot(f, u, D) * scale
     gain, along, radial = sigma, alpha, -sigma * f_u
-    if len(past) > 0:
-        w, past_u = tl.load(table_ptr + 2), dot(past, u) * scale
+    if past is not None:
+        w, past_u = tl.load(table_ptr + 2), dot(past, u, D) * scale
         gain, along, radial = gain + w * gain, along + w * (along - past_u), radial + w * (radial + past_u)
         tangent = combine((gain, radial * scale, -w), (f, u, past))
     else:
         tangent = combine((gain, radial * scale), (f, u))
 
     # By the tangent of half the angle between u and D_w, and of half the angle by which u turns.
-    rest, square = measure(tangent, u, scale)
+    rest, square = measure(tangent, u, scale, D)
     whole = square + along * along
     size, width = tl.sqrt(whole), tl.sqrt(square)
     still = square <= tl.maximum(whole, 1.0) * SHORTEST
@@ -59,28 +59,28 @@ def _circle(square):
     versine = 2.0 * tl.where(odd, cosine * cosine, sine * sine)
     product = 2.0 * tl.where(odd, -sine * cosine, sine * cosine)
     small = square <= SHORTEST
-    return 1.0 - versine, tl.where(small, 1.0, product / angle), tl.where(small, 0.5, versine / square)
+    return 1.0 - versine, tl.where(small, 1.0, product * tl.rsqrt(square)), tl.where(small, 0.5, versine / square)
 
 
 @triton.jit
-def exponential_map(u, f, past, xi, table_ptr):
+def exponential_map(u, f, past, xi, table_ptr, D: tl.constexpr):
     """u after the geodesic step, the velocity there, and which rows were lost; no ``past`` leaves its terms out.
 
     With way = -back past: first the factors of u, of the velocity at u (without its rest) and of the way.
     """
     drift, noise = tl.load(table_ptr + 4), tl.load(table_ptr + 5)
-    scale = inverse_norm(u)
-    if len(past) > 0:
+    scale = inverse_norm(u, D)
+    if past is not None:
         velocity = combine((drift, noise, tl.load(table_ptr + 2)), (f, xi, past))
     else:
         velocity = combine((drift, noise), (f, xi))
-    velocity = combine((1.0, -dot(velocity, u) * scale * scale), (velocity, u))
-    rest, square = measure(velocity, u, scale)
+    velocity = combine((1.0, -dot(velocity, u, D) * scale * scale), (velocity, u))
+    rest, square = measure(velocity, u, scale, D)
     cos, sinc, _ = _circle(square)
-    if len(past) > 0:
+    if past is not None:
         back = tl.load(table_ptr + 6)
-        past_u, overlap = dot(past, u) * scale, dot(past, velocity)
-        way = back * back * tl.abs(dot(past, past) - past_u * past_u)
+        past_u, overlap = dot(past, u, D) * scale, dot(past, velocity, D)
+        way = back * back * tl.abs(dot(past, past, D) - past_u * past_u)
         cos_way, sinc_way, fall = _circle(way)
         on_way, swing = -back * (overlap - rest * past_u), square * sinc
         a = cos * cos_way - sinc * on_way * sinc_way

@@ -11,6 +11,7 @@ import triton.language as tl
 
 from .rows import SHORTEST, combine, dot, measure
 
+_LONG = tl.constexpr(64)  # features from which on noise is far from parallel to a direction
 _Z_MAX = tl.constexpr(6.0)  # tables have columns for z = -6 .. 6
 
 
@@ -45,16 +46,18 @@ def between(ptr, part, z, columns):
 
 
 @triton.jit
-def turn(u, scale, xi, v):
-    """The tangent xi, its rest and square; and 1 - cos = v, clamped, by which u turns, 0 where xi has no direction."""
-    xi = combine((1.0, -dot(xi, u) * scale * scale), (xi, u))
-    rest, square = measure(xi, u, scale)
+def turn(u, scale, xi, v, D: tl.constexpr):
+    """xi, its part along u and the square of the other; and 1 - cos = v, clamped, by which u turns, 0 where xi has no
+    direction. In few features, where xi may be nearly parallel to u, that part is taken off beforehand."""
+    if D < _LONG:
+        xi = combine((1.0, -dot(xi, u, D) * scale * scale), (xi, u))
+    rest, square = measure(xi, u, scale, D)
     v = tl.where(square > SHORTEST, tl.minimum(tl.maximum(v, 0.0), 2.0), 0.0)
     return xi, rest, tl.maximum(square, SHORTEST), v
 
 
 @triton.jit
 def turned(u, scale, xi, rest, square, v):
-    """u turned towards the tangent xi, with what ``turn`` says of it."""
+    """u turned towards xi, with what ``turn`` says of it."""
     b = tl.sqrt(v * (2.0 - v)) * tl.rsqrt(square)
     return combine((((1.0 - v) - b * rest) * scale, b), (u, xi))

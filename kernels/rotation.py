@@ -43,8 +43,8 @@ def _rotation_perturb_kernel(
     D: tl.constexpr, ROWS: tl.constexpr, QUADS: tl.constexpr,
     HAS_U_T: tl.constexpr, HAS_NET_IN: tl.constexpr, HAS_TARGET: tl.constexpr,
 ):  # fmt: skip
-    first_row, row, exists, column = tile(n, D, ROWS, QUADS)
-    u0 = load(u0_ptr, n, first_row, row, column, D)
+    first_row, row, exists = tile(n, ROWS)
+    u0 = load(u0_ptr, n, first_row, D, ROWS, QUADS)
     row_ptr = coefficients_ptr + 4 * first_row + 4 * row
     spread = tl.load(row_ptr + 1, mask=exists, other=0.0)
 
@@ -52,21 +52,21 @@ def _rotation_perturb_kernel(
     table_ptr, part = node(table_ptr, tl.load(row_ptr, mask=exists, other=0.0), nodes, columns)
     v = spread * between(table_ptr, part, z, columns)
 
-    scale = inverse_norm(u0)
+    scale = inverse_norm(u0, D)
     xi = normal_rows(first_row, stream_ptr, TRAINING_NOISE, step, D, ROWS, QUADS)
-    xi, rest, square, v = turn(u0, scale, xi, v)
+    xi, rest, square, v = turn(u0, scale, xi, v, D)
     if HAS_TARGET:
         size = between(table_ptr + nodes * columns, part, z, columns)
         sine = tl.sqrt(v * (2.0 - v))
         gain = tl.load(row_ptr + 2, mask=exists, other=0.0) * size * sine
         b = gain * (v - 1.0) * tl.rsqrt(square)
-        store(target_ptr, first_row, row, exists, column, combine(((gain * sine - b * rest) * scale, b), (u0, xi)), D)
+        store(target_ptr, n, first_row, combine(((gain * sine - b * rest) * scale, b), (u0, xi)), D)
     new = turned(u0, scale, xi, rest, square, v)
     if HAS_U_T:
-        store(u_t_ptr, first_row, row, exists, column, new, D)
+        store(u_t_ptr, n, first_row, new, D)
     if HAS_NET_IN:
         c_in = tl.load(row_ptr + 3, mask=exists, other=0.0)
-        store(net_in_ptr, first_row, row, exists, column, combine((c_in,), (new,)), D)
+        store(net_in_ptr, n, first_row, combine((c_in,), (new,)), D)
 
 
 @triton.jit(do_not_specialize=["n", "step", "columns"])
@@ -75,29 +75,27 @@ def _rotation_step_kernel(
     D: tl.constexpr, ROWS: tl.constexpr, QUADS: tl.constexpr, GEODESIC: tl.constexpr, HAS_ANGLES: tl.constexpr,
     HAS_HISTORY: tl.constexpr, HAS_NET_IN: tl.constexpr,
 ):  # fmt: skip
-    first_row, row, exists, column = tile(n, D, ROWS, QUADS)
-    u, f = load(u_ptr, n, first_row, row, column, D), load(f_ptr, n, first_row, row, column, D)
-    past = ()
-    if HAS_HISTORY:
-        past = load(history_ptr, n, first_row, row, column, D)
+    first_row, row, exists = tile(n, ROWS)
+    u, f = load(u_ptr, n, first_row, D, ROWS, QUADS), load(f_ptr, n, first_row, D, ROWS, QUADS)
+    past = load(history_ptr, n, first_row, D, ROWS, QUADS) if HAS_HISTORY else None
     table_row = row_of(stream_ptr, step)
     table_ptr += table_row * _COLUMNS
     if GEODESIC:
         xi = normal_rows(first_row, stream_ptr, STEP, step, D, ROWS, QUADS)
-        new, memory, lost = exponential_map(u, f, past, xi, table_ptr)
+        new, memory, lost = exponential_map(u, f, past, xi, table_ptr, D)
     else:
-        new, memory, lost = flow(u, f, past, table_ptr)
+        new, memory, lost = flow(u, f, past, table_ptr, D)
     if HAS_HISTORY:
-        store(history_ptr, first_row, row, exists, column, memory, D)
+        store(history_ptr, n, first_row, memory, D)
     if HAS_ANGLES:
         z = first_normal(first_row, row, stream_ptr, ANGLE, step)
         v = tl.load(table_ptr + 7) * interpolate(angles_ptr + table_row * columns, z, columns)
         xi = normal_rows(first_row, stream_ptr, STEP, step, D, ROWS, QUADS)
-        xi, rest, square, v = turn(new, 1.0, xi, v)
+        xi, rest, square, v = turn(new, 1.0, xi, v, D)
         new = turned(new, 1.0, xi, rest, square, v)
-    store(out_ptr, first_row, row, exists, column, new, D)
+    store(out_ptr, n, first_row, new, D)
     if HAS_NET_IN:
-        store(net_in_ptr, first_row, row, exists, column, combine((tl.load(table_ptr + 8),), (new,)), D)
+        store(net_in_ptr, n, first_row, combine((tl.load(table_ptr + 8),), (new,)), D)
     mark(bad_ptr + first_row + row, lost & exists, table_row)
 
 
