@@ -76,10 +76,10 @@ def cases(d: int) -> Iterator[tuple[str, Callable[..., object], dict[str, Any]]]
         kept = {"bad": bad.clone(), "history": history.clone(), "net_in": torch.empty(n, d), "geodesic": geodesic}
         arguments = {"u": u.clone(), **common, "table": law, "angles": angles, **kept}
         yield f"rotation_step {'geodesic' if geodesic else 'flow'}", ops.rotation_step_, arguments
-    for strang in (False, True):
-        kept = {"bad": bad.clone(), "history": None, "net_in": torch.empty(n, d), "restart": False, "strang": strang}
+    for noisy in (False, True):
+        kept = {"bad": bad.clone(), "history": None, "net_in": torch.empty(n, d), "restart": False, "noisy": noisy}
         arguments = {"x": u.clone(), **common, "table": torch.tensor([[0.3, 0.4, 1.1]]), **kept}
-        yield f"ring_step {'Strang' if strang else 'Lie'}", ops.ring_step_, arguments
+        yield f"ring_step {'with' if noisy else 'without'} noise", ops.ring_step_, arguments
 
 
 def correctness() -> Iterator[Line]:

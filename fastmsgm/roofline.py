@@ -183,6 +183,7 @@ def _operations(device: torch.device, n: int) -> Iterator[tuple[str, tuple[int, 
     yield "gbm_step, logarithm and history", (20, gbm_step(history, True))
     yield "rotation_step", (12, lambda: ops.rotation_step_(u, f, turn, angles, stream, 0, bad, None, None, False))
     yield "ring_step", (12, lambda: ops.ring_step_(u, f, ring, stream, 0, bad, None, None, False, False))
+    yield "ring_step, noise", (12, lambda: ops.ring_step_(u, f, ring, stream, 0, bad, None, None, False, True))
     yield "egd_step", (12, lambda: ops.egd_step_(x, f, rate))
 
 

@@ -164,7 +164,7 @@ class RingWalk(DirectionWalk):
 
     def __init__(self, model: RotationModel, plan: RingPlan, size: int) -> None:
         super().__init__(model, plan, size, any(plan.restart))
-        self.forms = list(zip(plan.restart, plan.strang, strict=True))
+        self.forms = list(zip(plan.restart, plan.noisy, strict=True))
 
     def step(self, form: tuple[bool, bool], f: Tensor, stream: Tensor, bad: Tensor) -> None:
         ops.ring_step_(self.u, f, self.table, stream, 0, bad, self.history, self.net_in, *form)

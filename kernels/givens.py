@@ -53,22 +53,8 @@ def turn_even(x, angles, D: tl.constexpr):
 
 
 @triton.jit
-def turn_middle(x, there, back, end, lane, D: tl.constexpr):
-    """The odd group, and for an odd number of features the pair around the end, by ``end``, and the odd group again."""
-    x = _turn_odd(x, there, lane, D)
-    if D % 2 > 0:
-        x = _turn_odd(_turn_around(x, end, lane, D), back, lane, D)
-    return x
-
-
-@triton.jit
-def around(angles, lane, D: tl.constexpr):
-    """The angle of the pair around the end of an odd number of features, in every lane."""
-    return of_last_quad(angles[(D - 1) % 4], lane, D) if D % 2 > 0 else lane * 0.0
-
-
-@triton.jit
-def _turn_odd(x, angles, lane, D: tl.constexpr):
+def turn_odd(x, angles, lane, D: tl.constexpr):
+    """The odd group."""
     x0, x1, x2, x3 = x
     _, a1, _, a3 = angles
     LAST: tl.constexpr = (D + 3) // 4 - 1
@@ -83,8 +69,10 @@ def _turn_odd(x, angles, lane, D: tl.constexpr):
 
 
 @triton.jit
-def _turn_around(x, angle, lane, D: tl.constexpr):
+def turn_around(x, angles, lane, D: tl.constexpr):
+    """The pair around the end of an odd number of features."""
     x0, x1, x2, x3 = x
+    angle = of_last_quad(angles[(D - 1) % 4], lane, D)
     LAST: tl.constexpr = (D + 3) // 4 - 1
     first = of_first_quad(x0, lane)
     if D % 4 == 1:

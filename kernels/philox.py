@@ -84,6 +84,13 @@ def first_normal(first_row, row, stream_ptr, kind, step):
 
 
 @triton.jit
+def coin(first_row, row, stream_ptr, kind, step):
+    """1 where the first uniform of a row is below 1/2, else 0."""
+    word, _, _, _ = words(tl.zeros_like(row), first_row, row, stream_ptr, kind, step)
+    return 1.0 - (word >> 31).to(tl.float32)
+
+
+@triton.jit
 def normals(quad, first_row, row, stream_ptr, kind, step, scale):
     """Normals times ``scale``, which is of all or (quads, 1): (quads, 4)."""
     word0, word1, word2, word3 = words(quad, first_row, row, stream_ptr, kind, step)

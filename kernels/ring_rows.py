@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-_POWERS = tl.constexpr(10)  # of two: more than the number of chunks has
+from .rows import NOTHING, block
 
 
 @triton.jit
@@ -29,17 +29,17 @@ def tile(n, ROWS: tl.constexpr, LANES: tl.constexpr):
 
 
 @triton.jit
-def load(ptr, n, first_row, row, lane, D: tl.constexpr):
+def load(ptr, n, first_row, lane, D: tl.constexpr):
     """Rows in float32, and behind their last features the first ones.
 
     Rows that do not exist are copies of the last: a mask for them would cost an instruction for every register.
     """
     ROWS: tl.constexpr = lane.shape[1]
     LANES: tl.constexpr = lane.shape[2]
-    feature = _features(D, LANES)
+    row, feature = block(D, ROWS, LANES)
     source = tl.where(feature < D, feature, feature - D) if D % 4 > 0 else feature
     row = first_row + tl.minimum(row, n - 1 - first_row)
-    x = tl.load(ptr + (row * D)[:, :, :, None] + source, mask=feature < triton.cdiv(D, 4) * 4, other=0.0)
+    x = tl.load(ptr + row * D + source, mask=feature < triton.cdiv(D, 4) * 4, other=0.0)
     even, odd = tl.split(x.to(tl.float32).reshape(feature.shape[0], ROWS, LANES, 2, 2))
     x0, x2 = tl.split(even)
     x1, x3 = tl.split(odd)
@@ -47,24 +47,19 @@ def load(ptr, n, first_row, row, lane, D: tl.constexpr):
 
 
 @triton.jit
-def store(ptr, first_row, row, mask, x, factor, D: tl.constexpr):
+def store(ptr, first_row, mask, x, factor, D: tl.constexpr):
     """factor x."""
     x0, x1, x2, x3 = x
     CHUNKS: tl.constexpr = x0.shape[0]
     ROWS: tl.constexpr = x0.shape[1]
     LANES: tl.constexpr = x0.shape[2]
-    feature = _features(D, LANES)
+    row, feature = block(D, ROWS, LANES)
     even, odd = tl.join(x0 * factor, x2 * factor), tl.join(x1 * factor, x3 * factor)
-    quads = tl.join(even, odd).reshape(CHUNKS, ROWS, LANES, 4)
-    mask = mask[:, :, :, None] & (feature < D)
-    tl.store(ptr + ((first_row + row) * D)[:, :, :, None] + feature, quads, mask=mask)
-
-
-@triton.jit
-def _features(D: tl.constexpr, LANES: tl.constexpr):
-    """The features of quads, (chunks, 1, LANES, 4)."""
-    chunk = tl.arange(0, triton.next_power_of_2(triton.cdiv(D, 4 * LANES)))[:, None, None, None]
-    return 4 * (chunk * LANES + tl.arange(0, LANES)[:, None]) + tl.arange(0, 4)
+    quads = tl.join(even, odd).reshape(CHUNKS, 4 * ROWS * LANES)
+    # The mask goes the way of the quads, and that it is one for each of them is said: it is not seen through a reshape.
+    mask = tl.broadcast_to(mask, (1, ROWS, LANES)).to(tl.int32)
+    mask = tl.join(tl.join(mask, mask), tl.join(mask, mask)).reshape(1, 4 * ROWS * LANES)
+    tl.store(ptr + (first_row + row) * D + feature, quads, mask=tl.max_constancy(mask > 0, (1, 4)) & (feature < D))
 
 
 @triton.jit
@@ -143,36 +138,18 @@ def replace(x, new, QUAD: tl.constexpr):
 @triton.jit
 def _apart(x):
     """The chunks of x, each (1, ROWS, LANES)."""
-    ROWS: tl.constexpr = x.shape[1]
-    LANES: tl.constexpr = x.shape[2]
-    parts = (x.permute(1, 2, 0),)
-    for power in tl.static_range(_POWERS):
-        if 2**power < x.shape[0]:
-            halves = ()
-            for k in tl.static_range(len(parts)):
-                pair = parts[k].reshape(ROWS, LANES, 2, parts[k].shape[2] // 2)
-                halves += tl.split(pair.permute(0, 1, 3, 2))
-            parts = halves
-    result = ()
-    for k in tl.static_range(len(parts)):
-        result += (parts[k].reshape(1, ROWS, LANES),)
-    return result
+    parts = ()
+    for k in tl.static_range(x.shape[0]):
+        of_chunk = tl.arange(0, x.shape[0])[:, None, None] == k
+        parts += (tl.sum(tl.where(of_chunk, x, NOTHING), 0, keep_dims=True),)
+    return parts
 
 
 @triton.jit
 def _together(parts):
     """What ``_apart`` took apart."""
-    ROWS: tl.constexpr = parts[0].shape[1]
-    LANES: tl.constexpr = parts[0].shape[2]
     CHUNKS: tl.constexpr = len(parts)
-    wholes = ()
-    for k in tl.static_range(CHUNKS):
-        wholes += (parts[k].reshape(ROWS, LANES, 1),)
-    for power in tl.static_range(_POWERS):
-        if 2**power < CHUNKS:
-            pairs = ()
-            for k in tl.static_range(0, len(wholes), 2):
-                pair = tl.join(wholes[k], wholes[k + 1]).permute(0, 1, 3, 2)
-                pairs += (pair.reshape(ROWS, LANES, 2 * wholes[k].shape[2]),)
-            wholes = pairs
-    return wholes[0].permute(2, 0, 1)
+    whole = tl.broadcast_to(parts[0], (CHUNKS, parts[0].shape[1], parts[0].shape[2]))
+    for k in tl.static_range(1, CHUNKS):
+        whole = tl.where(tl.arange(0, CHUNKS)[:, None, None] == k, parts[k], whole)
+    return whole

@@ -128,12 +128,13 @@ def variants(d: int, n: int = 64, stream: Tensor | None = None, step: int = 2, s
         "float32",
         "linear",
         "log",
+        "log float32",
         "log net_in",
         "log net_in history",
         "log linear net_in history",
     ):
         flags = (False, "linear" in form, "log" in form)
-        g = past if form == "float32" else f
+        g = past if "float32" in form else f
         outputs = _outputs(form, past, net_in)
         launch = functools.partial(
             gbm.gbm_step, x, g, table, stream, step, bad, x, outputs.get("history"), outputs.get("net_in"), *flags
@@ -157,11 +158,11 @@ def variants(d: int, n: int = 64, stream: Tensor | None = None, step: int = 2, s
         yield Variant("rotation_step", form, launch, share, reads, {"out": x, **outputs})
 
     share, table = functools.partial(whole_rows, ring), torch.empty(step + 1, 3)
-    for form in ("lie", "strang history"):
+    for form in ("flow history", "noise"):
         outputs = _outputs(form + " net_in", past, net_in)
         launch = functools.partial(
             ring.ring_step, x, f, table, stream, step, bad, x, outputs.get("history"), outputs["net_in"],
-            False, "strang" in form,
+            False, "noise" in form,
         )  # fmt: skip
         yield Variant("ring_step", form, launch, share, {"x": x, "f": f}, {"out": x, **outputs})
 
@@ -343,7 +344,7 @@ _MUTATIONS: dict[tuple[str, str], dict[str, _Mutation]] = {
     ("gbm_step", ""): _QUADS,
     ("rotation_perturb", ""): _WHOLE_ROWS,
     ("rotation_step", "angles history"): _WHOLE_ROWS,
-    ("ring_step", "lie"): _RINGS,
+    ("ring_step", "noise"): _RINGS,
     ("egd_step", ""): _WEIGHTS,
 }
 

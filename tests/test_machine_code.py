@@ -18,7 +18,7 @@ import pytest
 
 from fastmsgm import ops, roofline
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
 
 ROOT = Path(__file__).parent.parent
 H100 = next(gpu for gpu in roofline.GPUS if gpu.name == "H100")
@@ -33,51 +33,65 @@ MEASURED = {
     ("gbm_step", "float32"): ((44.5, 45.4, 44.9, 50.1), (127, 127, 127, 62)),
     ("gbm_step", "linear"): ((45.8, 46.0, 44.7, 51.4), (127, 121, 102, 64)),
     ("gbm_step", "log"): ((64.0, 63.9, 64.7, 74.5), (116, 114, 136, 123)),
+    ("gbm_step", "log float32"): ((62.7, 63.2, 63.2, 73.9), (118, 126, 126, 112)),
     ("gbm_step", "log net_in"): ((67.0, 66.8, 61.7, 82.1), (124, 128, 128, 126)),
     ("gbm_step", "log net_in history"): ((72.4, 72.1, 66.2, 81.2), (168, 168, 182, 120)),
     ("gbm_step", "log linear net_in history"): ((87.1, 86.0, 86.9, 89.4), (145, 181, 195, 95)),
-    ("rotation_perturb", ""): ((47.6, 47.7, 46.1, 62.6), (128, 128, 136, 218)),
-    ("rotation_step", ""): ((17.0, 17.0, 17.4, 27.7), (148, 142, 140, 180)),
-    ("rotation_step", "float32"): ((14.9, 14.8, 16.2, 19.6), (128, 126, 140, 190)),
-    ("rotation_step", "history"): ((22.2, 22.4, 23.6, 33.0), (254, 240, 234, 263)),
-    ("rotation_step", "angles history"): ((61.6, 61.8, 59.7, 79.7), (254, 246, 237, 288)),
-    ("rotation_step", "geodesic history"): ((59.7, 60.0, 59.0, 72.3), (255, 242, 243, 273)),
-    ("ring_step", "lie"): ((133.1, 134.1, 119.7, 148.6), (128, 128, 172, 167)),
-    ("ring_step", "strang history"): ((160.4, 162.8, 142.8, 174.6), (168, 152, 236, 258)),
+    ("rotation_perturb", ""): ((45.2, 45.4, 43.1, 58.5), (166, 128, 142, 216)),
+    ("rotation_step", ""): ((17.0, 17.0, 17.4, 27.7), (148, 142, 140, 168)),
+    ("rotation_step", "float32"): ((14.9, 14.8, 16.2, 19.6), (128, 126, 140, 182)),
+    ("rotation_step", "history"): ((22.2, 22.4, 23.6, 33.0), (254, 240, 232, 246)),
+    ("rotation_step", "angles history"): ((59.8, 59.5, 57.9, 75.5), (254, 244, 236, 266)),
+    ("rotation_step", "geodesic history"): ((59.5, 59.8, 58.7, 72.3), (255, 242, 243, 273)),
+    ("ring_step", "flow history"): ((44.7, 45.0, 39.7, 56.5), (168, 168, 195, 236)),
+    ("ring_step", "noise"): ((101.5, 101.8, 98.2, 125.5), (255, 255, 255, 354)),
     ("egd_step", ""): ((16.2, 15.4, 14.9, 21.8), (50, 54, 54, 49)),
 }  # fmt: skip
 MARGIN = 1.13
-# Instructions per element on sm_90 that are promised, where that is less.
+OLD = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7)
+if OLD:  # by Triton 3.6, where that is more than the margin away
+    MEASURED |= {
+        ("fill_normal", ""): ((33.4, 33.5, 33.5, 42.7), (79, 77, 77, 59)),
+        ("gbm_perturb", "x_t"): ((39.5, 39.4, 39.4, 48.0), (112, 92, 92, 62)),
+        ("gbm_perturb", "net_in z"): ((59.9, 60.0, 53.5, 71.4), (159, 150, 137, 78)),
+        ("gbm_step", ""): ((47.1, 47.6, 46.9, 58.9), (136, 128, 122, 71)),
+        ("gbm_step", "linear"): ((48.1, 46.9, 45.2, 56.1), (101, 134, 134, 74)),
+        ("gbm_step", "log net_in"): ((69.1, 69.0, 61.9, 86.2), (156, 130, 140, 93)),
+        ("gbm_step", "log net_in history"): ((73.4, 73.3, 64.8, 86.8), (221, 221, 230, 111)),
+        ("gbm_step", "log linear net_in history"): ((87.5, 87.5, 87.5, 94.3), (192, 186, 186, 92)),
+        ("ring_step", "flow history"): ((46.2, 46.3, 45.8, 59.4), (255, 168, 168, 284)),
+        ("egd_step", ""): ((16.2, 15.4, 15.4, 22.7), (50, 54, 54, 58)),
+    }  # fmt: skip
+# Instructions per element on sm_90 that are promised, where that is less; by Triton 3.6, a logarithm has one too many.
 PROMISED = {
-    ("gbm_step", ""): 48, ("gbm_step", "float32"): 48, ("gbm_step", "linear"): 48, ("gbm_step", "log"): 64,
-    ("rotation_step", "geodesic history"): 60, ("egd_step", ""): 16,
+    ("gbm_step", ""): 48, ("gbm_step", "float32"): 48, ("gbm_step", "linear"): 48,
+    ("gbm_step", "log"): 65.5 if OLD else 64, ("gbm_step", "log float32"): 64, ("rotation_step", "angles history"): 60,
+    ("rotation_step", "geodesic history"): 60, ("ring_step", "flow history"): 60, ("egd_step", ""): 16,
 }  # fmt: skip
 # The model's time of memory over that of the slowest other part, on an H100: what is promised, or what it is now, less
-# the margin. Steps of a ring are not bound by memory.
+# the margin. A ring's step with noise is not bound by memory.
 SLACK = {
     ("fill_normal", ""): 0.93, ("gbm_perturb", "x_t"): 1.59, ("gbm_perturb", "net_in z"): 1.31,
     ("gbm_step", ""): 1.8, ("gbm_step", "float32"): 1.8, ("gbm_step", "linear"): 1.8,
-    ("gbm_step", "log"): 1.22, ("gbm_step", "log net_in"): 1.4, ("gbm_step", "log net_in history"): 1.6,
-    ("gbm_step", "log linear net_in history"): 1.6, ("rotation_perturb", ""): 1.64, ("rotation_step", ""): 1.8,
+    ("gbm_step", "log"): 1.22, ("gbm_step", "log float32"): 1.6, ("gbm_step", "log net_in"): 1.4,
+    ("gbm_step", "log net_in history"): 1.6, ("gbm_step", "log linear net_in history"): 1.6,
+    ("rotation_perturb", ""): 1.72, ("rotation_step", ""): 1.8,
     ("rotation_step", "float32"): 1.8, ("rotation_step", "history"): 1.8, ("rotation_step", "angles history"): 1.8,
-    ("rotation_step", "geodesic history"): 1.8, ("ring_step", "lie"): 0.69, ("ring_step", "strang history"): 0.76,
+    ("rotation_step", "geodesic history"): 1.8, ("ring_step", "flow history"): 1.3, ("ring_step", "noise"): 0.92,
     ("egd_step", ""): 1.8,
 }  # fmt: skip
-# What a thread may read besides its elements, numbers of 64 and of 32 bits: the stream (seed, sample, step, and again
-# behind a ring's branch); the step's row of the table; of its row, or of those of all its quads, coefficients and
-# whether it is lost; neighbours in a row of a table of angles, or in two of both tables; the rate, a weight behind the
-# last quad and its gradient.
-STREAM = 4
+# What a thread may read besides its elements, numbers of 64 and of 32 bits: the stream (seed, sample, step); the step's
+# row of the table; of its row, or of those of all its quads, coefficients and whether it is lost; neighbours in a row
+# of a table of angles, or in two of both tables; the rate, a weight behind the last quad and its gradient.
+STREAM = 3
 NUMBERS = {
     "fill_normal": 0, "gbm_perturb": 3 * 8, "gbm_step": 9 + 8, "rotation_perturb": 4 + 8, "rotation_step": 9 + 2 + 1,
     "ring_step": 3 + 1, "egd_step": 1 + 2,
 }  # fmt: skip
 WRITTEN_NUMBERS = {"gbm_step": 8, "rotation_step": 1, "ring_step": 1, "egd_step": 1}  # rows that are lost; a weight
 # The rows that history keeps are written again where they are lost: off, but for these.
-WRITTEN_AGAIN = {("ring_step", "strang history"): 7}
+WRITTEN_AGAIN = {("ring_step", "flow history"): 13}
 NOT_GIVEN = {"rotation_perturb": {"u_t"}}  # outputs that no variant has
-BRANCHES = {"ring_step": 1}  # over the noise, if there is none
-AMD_BRANCHES = {"ring_step": 4}  # which has code of its own for that case
 BARRIERS = {"rotation_perturb": 3, "rotation_step": 1, "ring_step": 1}  # between lanes that share a row
 
 
@@ -94,8 +108,7 @@ def tables() -> dict[str, list[dict[str, Any]]]:
 def faults(row: dict[str, Any]) -> list[str]:
     """What is wrong with a variant's machine code, whatever it is a variant of."""
     kernel, amd = row["kernel"], row["target"] == "gfx942"
-    limits = {"spills": 0, "stack": 0, "branches": (AMD_BRANCHES if amd else BRANCHES).get(kernel, 0)}
-    limits["barriers"] = BARRIERS.get(kernel, 0)
+    limits = {"spills": 0, "stack": 0, "branches": 0, "barriers": BARRIERS.get(kernel, 0)}
     found = [f"{row[name]} {name}, not {most}" for name, most in limits.items() if row[name] > most]
     if not row["wide_offsets"]:
         found.append("rows at offsets of 32 bits")

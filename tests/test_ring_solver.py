@@ -34,7 +34,7 @@ from fastmsgm.solvers import (
 )  # fmt: skip
 
 RING = Rotation("ring")
-KINDS = [RingSplitting(), RingSplitting(eta=1.0), RingSplitting(strang=False), RingSplitting(strang=False, eta=1.0)]
+KINDS = [RingSplitting(), RingSplitting(eta=1.0), RingSplitting(midpoint=False), RingSplitting(midpoint=False, eta=1.0)]
 
 
 class QuadraticNet(nn.Module):
@@ -75,7 +75,7 @@ def quadratic() -> RotationModel:
 # ---- orders ----
 
 
-ORDERS = pytest.mark.parametrize(("solver", "order"), [(RingSplitting(), 2), (RingSplitting(strang=False), 1)])
+ORDERS = pytest.mark.parametrize(("solver", "order"), [(RingSplitting(), 2), (RingSplitting(midpoint=False), 1)])
 
 
 def check_order(errors: list[float], order: int) -> None:
@@ -114,7 +114,7 @@ def test_the_reversed_sde_converges_weakly(mixture: RotationModel, solver: Solve
 def test_reversal_recovers_a_mixture_of_heat_kernels(mixture: RotationModel, solver: RingSplitting) -> None:
     """At the network calls that the isotropic solvers are given for it."""
     n = 6000
-    u, expected = draw(mixture, n, solver, 17 if solver.strang else 65), mixture_samples(mixture.net, n)
+    u, expected = draw(mixture, n, solver, 17 if solver.midpoint else 65), mixture_samples(mixture.net, n)
     for axis in (*unit(CENTRES), torch.tensor([0.0, 0.6, -0.8]).double()):
         assert kolmogorov_smirnov(u @ axis, expected @ axis)[1] >= 1e-5
 
@@ -134,7 +134,7 @@ def test_it_is_as_exact_as_the_isotropic_solver_at_equal_calls(mixture: Rotation
 def test_reversal_recovers_a_quadratic_law(quadratic: RotationModel, solver: RingSplitting) -> None:
     """E u = m / d and E u u' = I / d + 2 Q / (d (d + 2)), within 4.5 standard errors."""
     n, d, net = 12_000, 6, quadratic.net
-    u = draw(quadratic, n, solver, 17 if solver.strang else 65)
+    u = draw(quadratic, n, solver, 17 if solver.midpoint else 65)
     products = u[:, :, None] * u[:, None]
     uniform = torch.eye(d, dtype=torch.float64) / d
     for got, expected, start in (
@@ -174,7 +174,7 @@ def test_one_step_turns_by_twice_the_flow() -> None:
 @pytest.mark.parametrize("solver", KINDS)
 def test_norms_are_kept_by_1000_steps(solver: RingSplitting) -> None:
     model = rough_model(RING)
-    x = sample(model, 8, solver=solver, steps=500 if solver.strang else 1000, batch_size=8, progress=False)
+    x = sample(model, 8, solver=solver, steps=500 if solver.midpoint else 1000, batch_size=8, progress=False)
     expected = model.prior.draw(8, rng.stream(0)).double()
     assert float((x.double().norm(dim=1) / expected - 1).abs().max()) < 1e-6
 
@@ -188,7 +188,7 @@ def test_plans(solver: RingSplitting, steps: int) -> None:
     model, calls = rough_model(RING), []
     plan = plan_for(model, solver, steps)
     assert isinstance(plan, RingPlan)
-    assert plan.calls == len(plan.restart) == (2 * steps - 1 if solver.strang else steps)
+    assert plan.calls == len(plan.restart) == (2 * steps - 1 if solver.midpoint else steps)
     forward = model.net.forward
     model.net.forward = lambda x, c: [calls.append(float(c[0, 0])), forward(x, c)][1]
     sample(model, 5, solver=solver, steps=steps, progress=False)
@@ -200,7 +200,7 @@ def test_plans(solver: RingSplitting, steps: int) -> None:
     assert (c_in == math.sqrt(3)).all()
     assert noise[-1] == 0
     assert drift[-1] == pytest.approx(plan.levels[-1] / 2 * model.coefficients(plan.levels[-1:])[0, 2])
-    assert plan.restart == ((False, True) * (steps - 1) if solver.strang else (False,) * (steps - 1)) + (False,)
+    assert plan.restart == ((False, True) * (steps - 1) if solver.midpoint else (False,) * (steps - 1)) + (False,)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
@@ -228,9 +228,9 @@ def draw_by_reference(model: RotationModel, plan: RingPlan, n: int) -> Tensor:
     u = unit(rng.normals(n, model.dimension, stream, rng.Kind.PRIOR, 0, torch.float64))
     norms, table = model.prior.draw(n, stream), torch.from_numpy(plan.table)
     history, net_in = torch.zeros_like(u), u * model.input_scale
-    for k, (restart, strang) in enumerate(zip(plan.restart, plan.strang, strict=True)):
+    for k, form in enumerate(zip(plan.restart, plan.noisy, strict=True)):
         f = model.net(net_in, model.condition(plan.levels[k][None], norms))
-        reference.ring_step(u, f, table, stream, k, bad, u, history, net_in, restart, strang)
+        reference.ring_step(u, f, table, stream, k, bad, u, history, net_in, *form)
     return u
 
 

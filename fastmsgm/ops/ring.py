@@ -13,30 +13,30 @@ from fastmsgm.reference import RING_COLUMNS
 @torch.library.custom_op("fastmsgm::ring_step_", mutates_args=("x", "bad", "history", "net_in"))
 def ring_step_(
     x: Tensor, f: Tensor, table: Tensor, stream: Tensor, step: int, bad: Tensor,
-    history: Tensor | None, net_in: Tensor | None, restart: bool, strang: bool,
+    history: Tensor | None, net_in: Tensor | None, restart: bool, noisy: bool,
 ) -> None:  # fmt: skip
     """One reverse step of rotations around a ring, in place; the arguments are those of ``reference.ring_step``."""
-    _step(x, f, table, stream, step, bad, x, history, net_in, restart, strang)
+    _step(x, f, table, stream, step, bad, x, history, net_in, restart, noisy)
 
 
 @torch.library.custom_op("fastmsgm::ring_step", mutates_args=("bad", "history", "net_in"))
 def ring_step(
     x: Tensor, f: Tensor, table: Tensor, stream: Tensor, step: int, bad: Tensor,
-    history: Tensor | None, net_in: Tensor | None, restart: bool, strang: bool,
+    history: Tensor | None, net_in: Tensor | None, restart: bool, noisy: bool,
 ) -> Tensor:  # fmt: skip
     """``ring_step_`` out of place: x stays as it is and the new states are returned."""
     out = torch.empty_like(x)
-    _step(x, f, table, stream, step, bad, out, history, net_in, restart, strang)
+    _step(x, f, table, stream, step, bad, out, history, net_in, restart, noisy)
     return out
 
 
 def _step(
     x: Tensor, f: Tensor, table: Tensor, stream: Tensor, step: int, bad: Tensor, out: Tensor,
-    history: Tensor | None, net_in: Tensor | None, restart: bool, strang: bool,
+    history: Tensor | None, net_in: Tensor | None, restart: bool, noisy: bool,
 ) -> None:  # fmt: skip
     _check(x, f, table, stream, step, bad, history, net_in, restart)
     x, f, history, net_in = step_rows(x, f, history, net_in)
-    kernels(x, "ring").ring_step(x, f, table, stream, step, bad, rows(out), history, net_in, restart, strang)
+    kernels(x, "ring").ring_step(x, f, table, stream, step, bad, rows(out), history, net_in, restart, noisy)
 
 
 ring_step_.register_fake(lambda *_, **__: None)

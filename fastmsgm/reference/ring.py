@@ -9,13 +9,13 @@ them where d is even), and for odd d the pair around the end alone. With f the n
 
     phi_k = drift (x_{k+1} f_k - x_k f_{k+1}),    all at the state that came in,
 
-a step turns every group by phi and then by noise xi; either the groups in order, or, by a coin, in reverse (Lie), or
-the last group in the middle and the others by half before and after it, with independent normals (Strang).
+a step without noise turns the last group by phi and the others by phi / 2 before and, in reverse, after it (Strang). A
+step with noise turns all groups by phi and then, in reverse, by noise xi, either from the first group on or, by a coin,
+from the last one on: the mean over the coin is the flow followed by the noise up to the third order of a step's length,
+and the group where both meet turns once.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
@@ -25,12 +25,12 @@ from fastmsgm import rng
 from .gbm import is_normal
 
 RING_COLUMNS = ("drift", "noise", "c_in")  # of a table, in order
-LARGEST = 8192.0  # no larger angle is taken
+LARGEST = 8192.0  # no larger phi is taken, and no noise beyond an eighth of it, whose normals stay below 7
 
 
 def ring_step(
     x: Tensor, f: Tensor, table: Tensor, stream: Tensor, step: int, bad: Tensor, out: Tensor,
-    history: Tensor | None, net_in: Tensor | None, restart: bool, strang: bool,
+    history: Tensor | None, net_in: Tensor | None, restart: bool, noisy: bool,
 ) -> None:  # fmt: skip
     """One reverse step from ``x`` (or ``history``) to ``out`` (which may be x) with row ``step`` of ``table`` (T, 3).
 
@@ -40,30 +40,29 @@ def ring_step(
             5e-7 of it at most, and every later step finds that norm again, so that no drift builds up.
         f: (n, d) the network's raw output at x, float32, bfloat16 or float16.
         bad: (n,) int32, -1 before; receives the first step at which the sample was lost: something that came in was
-            not finite, the square of the norm was no normal number (as of a zero row), or an angle was beyond 8192.
-            A lost row is NaN in out, history and net_in.
+            not finite, the square of the norm was no normal number (as of a zero row), a phi was beyond 8192, or noise
+            beyond 1024. A lost row is NaN in out, history and net_in.
         history: (n, d) or None; without ``restart`` it receives x.
         net_in: (n, d) or None; receives c_in x', the network's next input, in its own dtype.
         restart: turn ``history`` instead of x, by the angles of x. Half the drift and no noise without restart, then
             all of it with restart, is the midpoint rule.
-        strang: Strang's splitting, else Lie's. A pair's normal is the feature of its own number of ``Kind.STEP``, and
-            in the second half of Strang's the feature d + k. Lie's order is reversed where the normal of
-            ``Kind.ANGLE`` is negative.
+        noisy: with noise: a pair's normal is the feature of its own number of ``Kind.STEP``, and the last group is the
+            first where the uniform of ``Kind.ANGLE`` is above 1/2.
     """
     drift, noise, c_in = rng.row_of(table, stream, step).to(x.dtype).unbind(0)
     n, d = x.shape
     f = f.to(x.dtype)
-    phi = drift * (x.roll(-1, 1) * f - x * f.roll(-1, 1))
-    xi = noise * rng.normals(n, 2 * d, stream, rng.Kind.STEP, step, x.dtype)
+    phi = _taken(drift * (x.roll(-1, 1) * f - x * f.roll(-1, 1)), LARGEST)
     base = history if restart and history is not None else x
     square = (base * base).sum(1, keepdim=True)
-    if strang:
-        new = _strang(base, phi, phi, 1 / 2)
-        new = _strang(new, xi[:, :d], xi[:, d:], math.sqrt(1 / 2))
-    else:
-        tails = rng.normals(n, 1, stream, rng.Kind.ANGLE, step, x.dtype) < 0
-        in_order, reverse = (_turn_all(_turn_all(base, phi, order), xi[:, :d], order) for order in (1, -1))
+    groups = _groups(d)
+    if noisy:
+        xi = _taken(noise, LARGEST / 8) * rng.normals(n, d, stream, rng.Kind.STEP, step, x.dtype)
+        tails = rng.uniforms(n, 1, stream, rng.Kind.ANGLE, step)[:, :1] > 0.5
+        in_order, reverse = (_flow_and_noise(base, phi, xi, order) for order in (groups, groups[::-1]))
         new = torch.where(tails, reverse, in_order)
+    else:
+        new = _strang(base, phi, groups)
     turned = (new * new).sum(1, keepdim=True)
     new = new * (_to_20_bits(square) / turned).sqrt()
     lost = ~(is_normal(square) & is_normal(turned))
@@ -76,25 +75,32 @@ def ring_step(
     out.copy_(new)
 
 
+def _taken(angle: Tensor, largest: float) -> Tensor:
+    return torch.where(angle.abs() <= largest, angle, torch.nan)
+
+
 def _groups(d: int) -> list[range]:
     even, odd, around = range(0, d - 1, 2), range(1, d - d % 2, 2), range(d - 1, d)
     return [even, odd, around] if d % 2 else [even, odd]
 
 
-def _turn_all(x: Tensor, angle: Tensor, order: int) -> Tensor:
-    for pairs in _groups(x.shape[1])[::order]:
-        x = _turn(x, angle, pairs)
+def _strang(x: Tensor, phi: Tensor, groups: list[range]) -> Tensor:
+    *outer, middle = groups
+    for pairs in outer:
+        x = _turn(x, phi / 2, pairs)
+    x = _turn(x, phi, middle)
+    for pairs in reversed(outer):
+        x = _turn(x, phi / 2, pairs)
     return x
 
 
-def _strang(x: Tensor, first: Tensor, second: Tensor, half: float) -> Tensor:
-    """Angles of ``first``, then those of ``second`` in reverse order, times ``half`` but in the middle."""
-    *outer, middle = _groups(x.shape[1])
-    for pairs in outer:
-        x = _turn(x, half * first, pairs)
-    x = _turn(x, first, middle)
-    for pairs in reversed(outer):
-        x = _turn(x, half * second, pairs)
+def _flow_and_noise(x: Tensor, phi: Tensor, xi: Tensor, groups: list[range]) -> Tensor:
+    *before, middle = groups
+    for pairs in before:
+        x = _turn(x, phi, pairs)
+    x = _turn(x, phi + xi, middle)
+    for pairs in reversed(before):
+        x = _turn(x, xi, pairs)
     return x
 
 
@@ -102,9 +108,7 @@ def _turn(x: Tensor, angle: Tensor, pairs: range) -> Tensor:
     """The pairs k of ``pairs``, by the angles of their columns."""
     here = torch.arange(pairs.start, pairs.stop, pairs.step, device=x.device)
     behind = (here + 1) % x.shape[1]
-    angle = angle[:, here]
-    angle = torch.where(angle.abs() <= LARGEST, angle, torch.nan)
-    cos, sin = torch.cos(angle), torch.sin(angle)
+    cos, sin = torch.cos(angle[:, here]), torch.sin(angle[:, here])
     new = x.clone()
     new[:, here] = cos * x[:, here] + sin * x[:, behind]
     new[:, behind] = cos * x[:, behind] - sin * x[:, here]

@@ -8,12 +8,11 @@ and ring noise of a clock dB turns it by sqrt(dB / 2) xi_k. A step from B to B' 
 B_mid = B' (B' / B)^eta, and noise of the clock B' - B_mid brings it back: eta = 0 is the flow, 1 to leading order the
 reversed SDE. Flow and noise both keep the marginals, so only their own errors count:
 
-    Strang    the flow by the midpoint rule, the middle clock the square of the mean of sqrt(B) and sqrt(B_mid), which
-              is exact at small clocks where f stays the same; weak order 2; two network calls a step
-    Lie       the flow with f held, as it stays near a data point; order 1; one call a step
+    midpoint    the flow by the midpoint rule, the middle clock the square of the mean of sqrt(B) and sqrt(B_mid),
+                which is exact at small clocks where f stays the same; weak order 2; two network calls a step
+    Euler       the flow with f held, as it stays near a data point; order 1; one call a step
 
-The step to B = 0 is twice the flow, in Strang's order, without noise: u + B G G^T s is where noise of a small clock
-came from.
+The step to B = 0 is twice the flow, without noise: u + B G G^T s is where noise of a small clock came from.
 """
 
 from __future__ import annotations
@@ -39,11 +38,11 @@ class RingPlan(Plan):
         levels: (R,) the clock of each network call.
         table: (R, 3) the rows of ``reference.RING_COLUMNS``.
         restart: whether each row starts from where the row before did: the second row of a midpoint step.
-        strang: the splitting of each row.
+        noisy: whether each row has noise.
     """
 
     restart: tuple[bool, ...]
-    strang: tuple[bool, ...]
+    noisy: tuple[bool, ...]
 
 
 @dataclass(frozen=True)
@@ -51,14 +50,14 @@ class RingSplitting(Solver):
     """Rotations of neighbouring features in turn, from uniform directions at the process's largest clock to 0.
 
     Args:
-        strang: Strang's splitting and the midpoint rule, 2 steps - 1 network calls; else Lie's and Euler's, ``steps``.
+        midpoint: the midpoint rule, 2 steps - 1 network calls; else Euler's, ``steps``.
         eta: 0 is the probability flow, 1 the reversed SDE to leading order.
 
     Raises:
         ValueError: eta is out of range.
     """
 
-    strang: bool = True
+    midpoint: bool = True
     eta: float = 0.0
 
     default_steps: ClassVar[int] = 20
@@ -78,7 +77,7 @@ class RingSplitting(Solver):
             end = after * (after / before) ** self.eta
             root, gap = math.sqrt(before), math.sqrt(before) - math.sqrt(end)
             noise = math.sqrt((after - end) / 2)
-            if after == 0 or not self.strang:
+            if after == 0 or not self.midpoint:
                 levels.append(before)
                 lengths.append(2 * root * gap)
                 noises.append(noise)
@@ -90,5 +89,4 @@ class RingSplitting(Solver):
             restart += [False, True]
         drift = np.array(lengths) / 4 * model.coefficients(np.array(levels))[:, 2]
         table = np.stack((drift, noises, np.full(len(levels), model.input_scale)), axis=1)
-        strang = (*[self.strang] * (len(levels) - 1), True)
-        return RingPlan(np.array(levels), table, tuple(restart), strang)
+        return RingPlan(np.array(levels), table, tuple(restart), tuple(noise > 0 for noise in noises))

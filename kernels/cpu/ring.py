@@ -15,15 +15,14 @@ from torch import Tensor
 from fastmsgm import rng
 
 from .arrays import FLOAT, address, copy, prefetch_step, step_arrays, widen
-from .philox import block_noise, buffers, floats, unsigned_range
+from .philox import BLOCK, buffers, coins, unsigned_range
 from .rows import combine, elements, mark_lost, put_tile, row_noise, row_numbers, square_of, tile
 from .scalar import HALF, NAN, ONE, ZERO, cosine_sine, fma, from_bits, is_normal, to_bits
 from .threads import over_rows
 
-_SQRT_HALF = np.float32(math.sqrt(0.5))
-_LARGEST = np.float32(8192.0)  # no larger angle is taken
+_LARGEST = np.float32(8192.0)  # no larger phi is taken
 _QUARTERS = np.float32(2 / math.pi)
-# pi/2 in parts of so few bits that their products with the 13 bits of the largest angle's quarter turns are exact.
+# pi/2 in parts, the first of so few bits that its product with the 14 bits of a sum's quarter turns is exact.
 _HIGH, _MIDDLE, _LOW = np.float32(1.5703125), np.float32(0.0004837512969970703), np.float32(7.54979e-8)
 _EIGHTHS = np.float32(4 / math.pi)
 _LAST_BITS = np.uint32(16)
@@ -31,13 +30,13 @@ _LAST_BITS = np.uint32(16)
 
 def ring_step(
     x: Tensor, f: Tensor, table: Tensor, stream: Tensor, step: int, bad: Tensor, out: Tensor,
-    history: Tensor | None, net_in: Tensor | None, restart: bool, strang: bool,
+    history: Tensor | None, net_in: Tensor | None, restart: bool, noisy: bool,
 ) -> None:  # fmt: skip
     """One reverse step from ``x`` to ``out``; arguments and formula are those of ``reference.ring_step``."""
     n, d = x.shape
     arrays = step_arrays(x, f, bad, out, history, net_in)
     numbers, step = address(stream, step, len(table))
-    over_rows(_step_rows, n, d, d, *arrays, table[step].numpy(), numbers, step, restart, strang)
+    over_rows(_step_rows, n, d, d, *arrays, table[step].numpy(), numbers, step, restart, noisy)
 
 
 # ---- a range of rows ----
@@ -46,23 +45,21 @@ def ring_step(
 @njit(nogil=True, cache=True)
 def _step_rows(
     first, last, d, x_all, f_dtype, f_all, f_bits, bad, out, history, net_dtype, net_in, net_bits, numbers, stream,
-    step, restart, strang,
+    step, restart, noisy,
 ):  # fmt: skip
     drift, noise, c_in = numbers
-    uses = 2 if strang else 1
-    room, coin_room = buffers(uses * d), buffers(1)
+    noise = noise if abs(noise) <= _LARGEST / np.float32(8.0) else NAN
+    room, coin_room, heads = buffers(d), buffers(1), np.ones(BLOCK, np.bool_)
     widened, new, square = elements(d), elements(d), row_numbers()
-    xi, cos, sin, coins = elements(uses * d), elements(uses * d), elements(uses * d), floats()
-    drift_weights = _weights(d, 1, HALF if strang else ONE)
-    noise_weights = _weights(d, uses, _SQRT_HALF if strang else ONE)
-    for row in range(first, last, tile(uses * d)):
-        rows = min(tile(uses * d), last - row)
+    xi, angle, cos, sin = elements(d), elements(d), elements(d), elements(d)
+    of_last, of_even, half = _last_group(d), _even_group(d), _halves(d)
+    for row in range(first, last, tile(d)):
+        rows = min(tile(d), last - row)
         start, stop = row * d, (row + rows) * d
         prefetch_step(start, stop, x_all, f_all, f_bits, history)
-        if noise != ZERO:
-            row_noise(row, rows, uses * d, stream, rng.Kind.STEP.value, step, room, xi)
-        if not strang:
-            block_noise(row, rows, 1, stream, rng.Kind.ANGLE.value, step, coin_room, coins)
+        if noisy:
+            row_noise(row, rows, d, stream, rng.Kind.STEP.value, step, room, xi)
+            coins(row, rows, stream, rng.Kind.ANGLE.value, step, coin_room, heads)
         if f_dtype == FLOAT:
             f = f_all[start:stop]
         else:
@@ -74,13 +71,20 @@ def _step_rows(
         copy(stop - start, past if restart and len(past) else x, new)
         for r in range(rows):
             square[r] = square_of(new, r * d, r * d + d)
-        _drift_angles(rows, d, x, f, drift, drift_weights, cos)
-        _circles(rows * d, cos, sin)
-        _turn_rows(rows, d, d, 0, strang, coins, cos, sin, new)
-        if noise != ZERO:
-            _noise_angles(rows * uses * d, noise, xi, noise_weights, cos)
-            _circles(rows * uses * d, cos, sin)
-            _turn_rows(rows, d, uses * d, (uses - 1) * d, strang, coins, cos, sin, new)
+        _flow_angles(rows, d, x, f, drift, angle)
+        for r in range(rows):
+            if not noisy:
+                _multiply(d, half, angle[r * d :])
+            else:
+                _add_products(d, noise, xi[r * d :], of_last if heads[r] else of_even, angle[r * d :])
+        _circles(rows * d, angle, cos, sin)
+        for r in range(rows):
+            _turn_there(d, r * d, heads[r], cos, sin, new)
+        if noisy:
+            combine(angle, (noise,), (xi,), 0, rows * d)
+            _circles(rows * d, angle, cos, sin)
+        for r in range(rows):
+            _turn_back(d, r * d, heads[r], cos, sin, new)
         for r in range(rows):
             turned = square_of(new, r * d, r * d + d)
             if is_normal(square[r]) and is_normal(turned):
@@ -91,13 +95,25 @@ def _step_rows(
 
 
 @njit(nogil=True, cache=True)
-def _weights(d, uses, half):
-    """Of the angles of a tile: ``half`` but in the middle group, which is the pair around the end, or the odd ones."""
-    weights = np.full(tile(uses * d) * uses * d, half, np.float32)
-    for r in range(0, len(weights), d):
-        for k in range(d - 1 if d % 2 else 1, d, 2):
-            weights[r + k] = ONE
-    return weights
+def _last_group(d):
+    """1 for the pairs of the last group, else 0."""
+    group = np.zeros(d, np.float32)
+    group[d - 1 if d % 2 else 1 :: 2] = ONE
+    return group
+
+
+@njit(nogil=True, cache=True)
+def _even_group(d):
+    """1 for the even pairs, else 0."""
+    group = np.zeros(d, np.float32)
+    group[: d - 1 : 2] = ONE
+    return group
+
+
+@njit(nogil=True, cache=True)
+def _halves(d):
+    """What the groups turn by twice, and the last one once."""
+    return (HALF + HALF * _last_group(d)).astype(np.float32)
 
 
 @njit(nogil=True, cache=True)
@@ -110,59 +126,80 @@ def _to_20_bits(square):
 
 
 @njit(nogil=True, cache=True)
-def _drift_angles(rows, d, x, f, drift, weights, angle):
+def _flow_angles(rows, d, x, f, drift, angle):
+    """phi, NaN beyond the largest."""
     for i in range(rows * d - 1):
-        angle[i] = weights[i] * (drift * fma(x[i + 1], f[i], -(x[i] * f[i + 1])))
+        phi = drift * fma(x[i + 1], f[i], -(x[i] * f[i + 1]))
+        angle[i] = phi if abs(phi) <= _LARGEST else NAN
     for r in range(rows):
         i, j = r * d + d - 1, r * d
-        angle[i] = weights[i] * (drift * fma(x[j], f[i], -(x[i] * f[j])))
+        phi = drift * fma(x[j], f[i], -(x[i] * f[j]))
+        angle[i] = phi if abs(phi) <= _LARGEST else NAN
 
 
 @njit(nogil=True, cache=True)
-def _noise_angles(size, noise, xi, weights, angle):
-    for i in range(size):
-        angle[i] = weights[i] * (noise * xi[i])
+def _multiply(d, weights, angle):
+    for k in range(d):
+        angle[k] = weights[k] * angle[k]
 
 
 @njit(nogil=True, cache=True)
-def _circles(size, cos, sin):
-    """The cosines of the angles in ``cos``, in their place, and their sines; NaN beyond the largest."""
+def _add_products(d, noise, xi, weights, angle):
+    for k in range(d):
+        angle[k] = fma(weights[k], noise * xi[k], angle[k])
+
+
+@njit(nogil=True, cache=True)
+def _circles(size, angle, cos, sin):
+    """Cosines and sines of the angles; NaN of NaN."""
     for i in range(size):
-        angle = cos[i]
-        valid = abs(angle) <= _LARGEST
-        turns = np.rint((angle if valid else ZERO) * _QUARTERS)
-        rest = fma(-turns, _LOW, fma(-turns, _MIDDLE, fma(-turns, _HIGH, angle)))
+        valid = angle[i] == angle[i]
+        turns = np.rint((angle[i] if valid else ZERO) * _QUARTERS)
+        rest = fma(-turns, _LOW, fma(-turns, _MIDDLE, fma(-turns, _HIGH, angle[i])))
         x, y = cosine_sine(np.uint32(np.int32(turns)), rest * _EIGHTHS)
         cos[i] = x if valid else NAN
         sin[i] = y if valid else NAN
 
 
-# ---- groups ----
+# ---- groups, of the row that begins at ``begin``; even and odd pairs are those that do not go around the end ----
 
 
 @njit(nogil=True, cache=True)
-def _turn_rows(rows, d, stride, second, strang, coins, cos, sin, x):
-    """All groups: in order, in reverse (where a coin is negative), or in order and back from the middle one, with the
-    sines and cosines from ``second`` on in a row's ``stride`` of them."""
-    for r in range(rows):
-        begin, at = r * d, r * stride
-        forth, back = strang or coins[r] >= ZERO, strang or coins[r] < ZERO
-        if forth:
-            _turn_pairs(d, 0, begin, at, cos, sin, x)
-            _turn_pairs(d, 1, begin, at, cos, sin, x)
-        end = begin + d - 1
-        a, b, c, s = x[end], x[begin], cos[at + d - 1], sin[at + d - 1]
-        x[end], x[begin] = fma(c, a, s * b), fma(c, b, -(s * a))
-        if back:
-            if d % 2 or not strang:
-                _turn_pairs(d, 1, begin, at + second, cos, sin, x)
-            _turn_pairs(d, 0, begin, at + second, cos, sin, x)
+def _turn_there(d, begin, forth, cos, sin, x):
+    """All groups, from the first on (``forth``) or from the last one."""
+    if forth:
+        _turn_pairs(d, 0, begin, cos, sin, x)
+        _turn_pairs(d, 1, begin, cos, sin, x)
+        _turn_around(d, begin, cos, sin, x)
+    else:
+        _turn_around(d, begin, cos, sin, x)
+        _turn_pairs(d, 1, begin, cos, sin, x)
+        _turn_pairs(d, 0, begin, cos, sin, x)
 
 
 @njit(nogil=True, cache=True)
-def _turn_pairs(d, first, begin, at, cos, sin, x):
-    """The even (``first`` 0) or odd (1) pairs that do not go around the end."""
-    begin, at = begin + first, at + first
+def _turn_back(d, begin, forth, cos, sin, x):
+    """All groups but the one that came last, the others in reverse."""
+    if d % 2 or not forth:
+        _turn_pairs(d, 1, begin, cos, sin, x)
+    if forth:
+        _turn_pairs(d, 0, begin, cos, sin, x)
+    else:
+        _turn_around(d, begin, cos, sin, x)
+
+
+@njit(nogil=True, cache=True)
+def _turn_pairs(d, first, begin, cos, sin, x):
+    """The even (``first`` 0) or odd (1) pairs."""
+    begin += first
     for j in unsigned_range(0, (d - first) // 2):
-        a, b, c, s = x[begin + 2 * j], x[begin + 2 * j + 1], cos[at + 2 * j], sin[at + 2 * j]
-        x[begin + 2 * j], x[begin + 2 * j + 1] = fma(c, a, s * b), fma(c, b, -(s * a))
+        i = begin + 2 * j
+        a, b, c, s = x[i], x[i + 1], cos[i], sin[i]
+        x[i], x[i + 1] = fma(c, a, s * b), fma(c, b, -(s * a))
+
+
+@njit(nogil=True, cache=True)
+def _turn_around(d, begin, cos, sin, x):
+    end = begin + d - 1
+    a, b, c, s = x[end], x[begin], cos[end], sin[end]
+    x[end], x[begin] = fma(c, a, s * b), fma(c, b, -(s * a))
