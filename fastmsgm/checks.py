@@ -13,6 +13,13 @@ def is_number(x: object) -> bool:
     return isinstance(x, numbers.Real) and not isinstance(x, bool) and math.isfinite(x)
 
 
+def positive(name: str, x: object) -> float:
+    """A positive finite number as Python's; ValueError for anything else."""
+    if isinstance(x, numbers.Real) and is_number(x) and float(x) > 0:
+        return float(x)
+    raise ValueError(f"{name} must be a positive number, got {x!r}")
+
+
 def check_tensor(name: str, x: object) -> None:
     """Raise TypeError where x is not a tensor."""
     if not isinstance(x, Tensor):

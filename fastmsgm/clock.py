@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from fastmsgm.checks import positive
 
 TIME_MIN = 1e-3  # the papers' truncation of t: score networks are trained at, and asked about, no earlier time
 
@@ -23,9 +24,8 @@ class LinearClock:
     beta_max: float = 20.0
 
     def __post_init__(self) -> None:
-        for name, value in (("beta_min", self.beta_min), ("beta_max", self.beta_max)):
-            if isinstance(value, bool) or not (isinstance(value, (int, float)) and 0 < value < math.inf):
-                raise ValueError(f"{name} must be a positive number, got {value!r}")
+        for name in ("beta_min", "beta_max"):
+            object.__setattr__(self, name, positive(name, getattr(self, name)))
 
     @property
     def clock_max(self) -> float:

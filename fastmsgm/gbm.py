@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastmsgm import ops, rng
-from fastmsgm.checks import check_floating_point
+from fastmsgm.checks import check_floating_point, is_number, positive
 
 LARGEST_NORMAL = 6.77  # |z| of the stream never exceeds it
 LARGEST_LOG = 86.0  # exp of it is still a float32
@@ -43,11 +43,12 @@ class GBM:
     T: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, value in (("sigma", self.sigma), ("T", self.T)):
-            if isinstance(value, bool) or not (isinstance(value, (int, float)) and 0 < value < math.inf):
-                raise ValueError(f"{name} must be a positive number, got {value!r}")
-        if self.mu is not None and not (isinstance(self.mu, (int, float)) and math.isfinite(self.mu)):
-            raise ValueError(f"mu must be a finite number or None (sigma^2 / 2), got {self.mu!r}")
+        for name in ("sigma", "T"):
+            object.__setattr__(self, name, positive(name, getattr(self, name)))
+        if self.mu is not None:
+            if not is_number(self.mu):
+                raise ValueError(f"mu must be a finite number or None (sigma^2 / 2), got {self.mu!r}")
+            object.__setattr__(self, "mu", float(self.mu))
         self.check_range(variance=0.0)
         room = LARGEST_LOG - LARGEST_NORMAL * self.sigma_max
         if abs(self.drift) * self.T >= room:

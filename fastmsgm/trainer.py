@@ -81,8 +81,8 @@ def fit(
     for name, value, least in (("steps", steps, 1), ("batch_size", batch_size, 1), ("warmup", warmup, 0)):
         _check(name, value, isinstance(value, int) and value >= least, f"an int, at least {least}")
     _check("clip", clip, isinstance(clip, (int, float)) and clip > 0, "positive")
-    _check("lr", lr, isinstance(lr, (int, float)) and lr > 0, "positive")
-    _check("ema", ema, isinstance(ema, (int, float)) and 0 <= ema < 1, "in [0, 1)")
+    _check("lr", lr, is_number(lr) and lr > 0, "positive and finite")
+    _check("ema", ema, is_number(ema) and 0 <= ema < 1, "in [0, 1)")
     if levels is not None:
         good = isinstance(levels, (tuple, list)) and len(levels) == 2 and all(map(is_number, levels)) and levels[1] > 0
         _check("levels", levels, good, "a finite mean and a positive standard deviation")
@@ -114,7 +114,7 @@ def fit(
         "net": net if net["name"] in NETS else None,  # another's arguments are its user's business
         **model.config(),
     }
-    settings = json.loads(json.dumps(settings))  # as a checkpoint gives them back
+    settings = json.loads(json.dumps(settings, default=float))  # as a checkpoint gives them back
     run = _Run(model, settings, Path(out) if out is not None else None)
     model.precision = precision
     order = _DataOrder(len(states), seed)

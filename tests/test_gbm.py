@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -100,7 +101,13 @@ def test_sigma_and_time_must_be_positive(name: str, bad: float) -> None:
         GBM(**{"sigma": 1.0, "T": 1.0, name: bad})
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_numbers_of_numpy_are_kept_as_floats() -> None:
+    process = GBM(np.float32(0.5), np.float64(0.25), np.int64(2))
+    assert process == GBM(0.5, 0.25, 2.0)
+    assert all(type(value) is float for value in vars(process).values())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, True])
 def test_mu_must_be_finite(bad: float) -> None:
     with pytest.raises(ValueError, match=r"mu must be a finite number or None \(sigma\^2 / 2\), got"):
         GBM(1.0, mu=bad)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from exact import log_normal_data
@@ -295,9 +296,10 @@ def test_a_loss_that_is_not_finite(value: float, tmp_path: Path, monkeypatch: py
     [
         ({"steps": 0}, "steps must be .*at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be .*at least 1, got 0"),
-        ({"lr": 0.0}, r"lr must be positive, got 0\.0"),
-        ({"lr": -1.0}, r"lr must be positive, got -1\.0"),
-        ({"lr": math.nan}, "lr must be positive, got nan"),
+        ({"lr": 0.0}, r"lr must be positive and finite, got 0\.0"),
+        ({"lr": -1.0}, r"lr must be positive and finite, got -1\.0"),
+        ({"lr": math.inf}, "lr must be positive and finite, got inf"),
+        ({"lr": math.nan}, "lr must be positive and finite, got nan"),
         ({"ema": 1.0}, r"ema must be in \[0, 1\), got 1\.0"),
         ({"ema": -0.1}, r"ema must be in \[0, 1\), got -0\.1"),
         ({"clip": 0.0}, r"clip must be positive, got 0\.0"),
@@ -430,6 +432,12 @@ def test_settings_are_compared_in_depth() -> None:
         assert not _same(note, {"a": {"b": other}, "c": 3})
     assert not _same(note, {"a": {"b": [1.0, None, "x", True]}})
     assert not _same(note, {**note, "c": 4})
+
+
+def test_numbers_of_numpy_are_written_down(tmp_path: Path) -> None:
+    train(vector_model(), steps=2, out=tmp_path, lr=np.float32(0.25), levels=(np.float32(-1.0), np.float32(0.5)))
+    note = json.loads((tmp_path / "training.json").read_text())
+    assert (note["lr"], note["levels"]) == (0.25, [-1.0, 0.5])
 
 
 @pytest.mark.parametrize("prediction", ["hyvarinen", "score"])
