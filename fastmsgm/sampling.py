@@ -83,8 +83,8 @@ def sample(
         model: a ScoreModel, the name of a shipped model or the folder of a checkpoint.
         n: how many samples.
         steps: updates on the time grid; None is the solver's ``default_steps``. Network calls per sample are ``steps``
-            for multistep solvers, 2 steps - 1 for Heun and ring splitting, L steps (and the Tweedie passes) for the
-            paper's.
+            for multistep solvers, 2 steps - 1 for Heun and the ring's midpoint rule, L steps (and the Tweedie passes)
+            for the paper's.
         solver: a name of ``fastmsgm.solvers`` ("dpm++2m", "sde-dpm++2m", "heun", "dale-langevin", ...) or a Solver;
             None is the model's own (``fastmsgm.solvers.resolve``).
         seed: 0 .. 2^64 - 1.    start: index of the first sample.

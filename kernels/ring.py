@@ -17,15 +17,22 @@ from .lost import is_normal, mark
 from .philox import ANGLE, STEP, coin, four_normals, row_of
 from .ring_rows import largest, load, next_quad, square, store, tile, within
 
-_LANES, _QUADS = 16, 13  # of a row, of a lane: a warp's, unless a lane would have more than fit into its registers
+_LANES = 16  # of a row, where it has so many quads
+_QUADS, _FEW_QUADS = 13, 8  # most of a lane: what fits into its registers, and where it needs more for other things
 _WARPS = 4  # of a program, at least
 _COLUMNS = tl.constexpr(3)  # of a coefficient table
 
 
 def launch_shape(d: int) -> tuple[int, int, int]:
-    """Rows of a program, lanes of a row, warps."""
+    """Rows of a program, lanes of a row, warps.
+
+    A row stays in a warp if it can. One that cannot, and one whose last quad is part empty, needs registers for the
+    exchange between lanes.
+    """
     quads = triton.cdiv(d, 4)
-    lanes = triton.next_power_of_2(max(triton.cdiv(quads, _QUADS), min(quads, _LANES)))
+    few = quads > _QUADS * WARP or (d % 4 > 0 and quads <= _FEW_QUADS * WARP)
+    fewest = triton.next_power_of_2(triton.cdiv(quads, _FEW_QUADS if few else _QUADS))
+    lanes = max(fewest, triton.next_power_of_2(min(quads, _LANES)))
     warps = max(_WARPS, lanes // WARP)
     return WARP * warps // lanes, lanes, warps
 
@@ -89,10 +96,11 @@ def _turned_by_flow(x, a, drift, lane, D: tl.constexpr):
 
 
 @triton.jit
-def _turned_by_both(x, a, drift, xi, forth, back, lane, D: tl.constexpr):
-    """All groups by the flow and, in reverse, by noise: from the first on where ``forth`` is 1 and ``back`` 0, or from
-    the last one on."""
-    before, after = _scaled(a, drift * forth), _scaled(a, drift * back)  # the middle
+def _turned_by_both(x, a, drift, xi, forth, lane, D: tl.constexpr):
+    """All groups by the flow and, in reverse, by noise: from the first on where ``forth`` is 1, or from the last one on
+    where it is 0."""
+    back = 1.0 - forth
+    before, after = _scaled(a, drift * forth), _scaled(a, drift * back)  # the even group's second turn
     xi_before, xi_after = _scaled(xi, back), _scaled(xi, forth)
     whole = _scaled(a, drift)
     x = turn_even(x, before, D)
@@ -117,6 +125,10 @@ def _ring_step_kernel(
     table_row = row_of(stream_ptr, step)
     table_ptr += table_row * _COLUMNS
 
+    # Noise first: with the rows in registers by then, it would be made out of one too few on sm_100.
+    noise = tl.load(table_ptr + 1)
+    xi = _noise_angles(noise, first_row, stream_ptr, step, D, lane) if NOISY else None
+    forth = coin(first_row, row, stream_ptr, ANGLE, step) if NOISY else None
     x, f = load(x_ptr, n, first_row, lane, D), load(f_ptr, n, first_row, lane, D)
     drift, a = tl.load(table_ptr), _products(x, f, lane, D)
     if RESTART:
@@ -126,11 +138,8 @@ def _ring_step_kernel(
     size = square(x, D)
     most = _largest(a) * tl.abs(drift)
     if NOISY:
-        noise = tl.load(table_ptr + 1)
         most = tl.maximum(most, 8.0 * tl.abs(noise))
-        xi = _noise_angles(noise, first_row, stream_ptr, step, D, lane)
-        forth = coin(first_row, row, stream_ptr, ANGLE, step)
-        x = _turned_by_both(x, a, drift, xi, forth, 1.0 - forth, lane, D)
+        x = _turned_by_both(x, a, drift, xi, forth, lane, D)
     else:
         x = _turned_by_flow(x, a, drift, lane, D)
     now = square(x, D)
@@ -141,7 +150,7 @@ def _ring_step_kernel(
     store(out_ptr, first_row, mask, x, scale, D)
     if HAS_NET_IN:
         store(net_in_ptr, first_row, mask, x, tl.load(table_ptr + 2) * scale, D)
-    if HAS_HISTORY:
+    if HAS_HISTORY and not RESTART:
         store(history_ptr, first_row, mask & lost, x, scale, D)
     mark(bad_ptr + first_row + row, mask & lost, table_row)
 

@@ -9,7 +9,7 @@ whatever is done to them. Everything that happens to a row is ``dot`` or ``combi
 (1, ROWS, 1). A second projection costs no pass: of a projected vector q, the rest q.u is measured together with q.q and
 goes into the numbers.
 
-No tensor is taken apart into its chunks: Triton 3.6 would do that through shared memory.
+No tensor is taken apart into its chunks by reshaping it: Triton 3.6 would do that through shared memory.
 """
 
 from __future__ import annotations

@@ -158,13 +158,14 @@ def variants(d: int, n: int = 64, stream: Tensor | None = None, step: int = 2, s
         yield Variant("rotation_step", form, launch, share, reads, {"out": x, **outputs})
 
     share, table = functools.partial(whole_rows, ring), torch.empty(step + 1, 3)
-    for form in ("flow history", "noise"):
+    for form in ("flow history", "noise", "noise restart history"):
         outputs = _outputs(form + " net_in", past, net_in)
         launch = functools.partial(
             ring.ring_step, x, f, table, stream, step, bad, x, outputs.get("history"), outputs["net_in"],
-            False, "noise" in form,
+            "restart" in form, "noise" in form,
         )  # fmt: skip
-        yield Variant("ring_step", form, launch, share, {"x": x, "f": f}, {"out": x, **outputs})
+        restart = {"history": outputs.pop("history")} if "restart" in form else {}
+        yield Variant("ring_step", form, launch, share, {"x": x, "f": f, **restart}, {"out": x, **outputs})
 
     launch = functools.partial(optim.egd_step, x.view(-1), past.view(-1), torch.empty(1))
     yield Variant(

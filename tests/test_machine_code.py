@@ -44,12 +44,13 @@ MEASURED = {
     ("rotation_step", "angles history"): ((59.8, 59.5, 57.9, 75.5), (254, 244, 236, 266)),
     ("rotation_step", "geodesic history"): ((59.5, 59.8, 58.7, 72.3), (255, 242, 243, 273)),
     ("ring_step", "flow history"): ((44.7, 45.0, 39.7, 56.5), (168, 168, 195, 236)),
-    ("ring_step", "noise"): ((101.5, 101.8, 98.2, 125.5), (255, 255, 255, 354)),
+    ("ring_step", "noise"): ((101.4, 101.7, 97.9, 125.5), (255, 255, 255, 354)),
+    ("ring_step", "noise restart history"): ((101.8, 102.1, 97.7, 123.2), (255, 255, 255, 264)),
     ("egd_step", ""): ((16.2, 15.4, 14.9, 21.8), (50, 54, 54, 49)),
 }  # fmt: skip
 MARGIN = 1.13
 OLD = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7)
-if OLD:  # by Triton 3.6, where that is more than the margin away
+if OLD:  # as they are by Triton 3.6, where one of them is beyond the margin
     MEASURED |= {
         ("fill_normal", ""): ((33.4, 33.5, 33.5, 42.7), (79, 77, 77, 59)),
         ("gbm_perturb", "x_t"): ((39.5, 39.4, 39.4, 48.0), (112, 92, 92, 62)),
@@ -60,6 +61,7 @@ if OLD:  # by Triton 3.6, where that is more than the margin away
         ("gbm_step", "log net_in history"): ((73.4, 73.3, 64.8, 86.8), (221, 221, 230, 111)),
         ("gbm_step", "log linear net_in history"): ((87.5, 87.5, 87.5, 94.3), (192, 186, 186, 92)),
         ("ring_step", "flow history"): ((46.2, 46.3, 45.8, 59.4), (255, 168, 168, 284)),
+        ("ring_step", "noise restart history"): ((102.5, 102.1, 107.8, 134.9), (255, 255, 255, 401)),
         ("egd_step", ""): ((16.2, 15.4, 15.4, 22.7), (50, 54, 54, 58)),
     }  # fmt: skip
 # Instructions per element on sm_90 that are promised, where that is less; by Triton 3.6, a logarithm has one too many.
@@ -69,7 +71,7 @@ PROMISED = {
     ("rotation_step", "geodesic history"): 60, ("ring_step", "flow history"): 60, ("egd_step", ""): 16,
 }  # fmt: skip
 # The model's time of memory over that of the slowest other part, on an H100: what is promised, or what it is now, less
-# the margin. A ring's step with noise is not bound by memory.
+# the margin.
 SLACK = {
     ("fill_normal", ""): 0.93, ("gbm_perturb", "x_t"): 1.59, ("gbm_perturb", "net_in z"): 1.31,
     ("gbm_step", ""): 1.8, ("gbm_step", "float32"): 1.8, ("gbm_step", "linear"): 1.8,
@@ -78,6 +80,7 @@ SLACK = {
     ("rotation_perturb", ""): 1.72, ("rotation_step", ""): 1.8,
     ("rotation_step", "float32"): 1.8, ("rotation_step", "history"): 1.8, ("rotation_step", "angles history"): 1.8,
     ("rotation_step", "geodesic history"): 1.8, ("ring_step", "flow history"): 1.3, ("ring_step", "noise"): 0.92,
+    ("ring_step", "noise restart history"): 1.3,
     ("egd_step", ""): 1.8,
 }  # fmt: skip
 # What a thread may read besides its elements, numbers of 64 and of 32 bits: the stream (seed, sample, step); the step's
@@ -109,6 +112,8 @@ def faults(row: dict[str, Any]) -> list[str]:
     """What is wrong with a variant's machine code, whatever it is a variant of."""
     kernel, amd = row["kernel"], row["target"] == "gfx942"
     limits = {"spills": 0, "stack": 0, "branches": 0, "barriers": BARRIERS.get(kernel, 0)}
+    if OLD and row["target"] == "sm_100" and kernel == "ring_step" and "noise" in row["form"]:
+        limits |= {"spills": 2, "stack": 8}  # one register
     found = [f"{row[name]} {name}, not {most}" for name, most in limits.items() if row[name] > most]
     if not row["wide_offsets"]:
         found.append("rows at offsets of 32 bits")

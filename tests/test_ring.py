@@ -175,7 +175,7 @@ def test_noise_lets_the_mean_decay(d: int) -> None:
 
 
 @pytest.mark.parametrize("drift", [0.0, 1.0])
-@pytest.mark.parametrize(("d", "nodes"), [(3, 5), (6, 3)])
+@pytest.mark.parametrize(("d", "nodes"), [(3, 5), (5, 3), (6, 3)])
 def test_a_step_is_of_weak_order_two(monkeypatch: pytest.MonkeyPatch, drift: float, d: int, nodes: int) -> None:
     """Second moments after a step of a clock h are those of the flow and then the noise up to h^3, exactly: by
     Gauss-Hermite nodes for the normals, and both sides of the coin."""
@@ -285,8 +285,8 @@ def test_cpu_ring_step(d: int, restart: bool, noisy: bool) -> None:
 
 @pytest.mark.parametrize("d", [3, 64, 2050])
 def test_cpu_ring_step_at_the_ends(d: int) -> None:
-    """Rows without noise and without drift, angles of many turns, rows of more than a block."""
-    for numbers in ({"drift": 0.0}, {"drift": 60.0, "noisy": False}, {"drift": 60.0}, {}):
+    """Noise and drift of zero, angles of many turns, rows of more than a block."""
+    for numbers in ({"noise": 0.0}, {"drift": 0.0}, {"drift": 60.0, "noisy": False}, {"drift": 60.0}, {}):
         ring_case(19, d, **numbers).check(cpu.ring_step)
 
 
@@ -299,13 +299,13 @@ def triton_ring_step() -> Callable[..., None]:
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy warns of masked lanes and lost states, a GPU is silent
-@pytest.mark.parametrize("d", [*DIMENSIONS, 6, 7, 1030])
+@pytest.mark.parametrize("d", [*DIMENSIONS, 6, 7, 8, 1030])
 def test_triton_ring_step(triton_ring_step: Callable[..., None], d: int) -> None:
-    """In the interpreter; one form a d, all of them at two small ones. Two programs run at d = 130."""
+    """In the interpreter; one form a d, all of them at small ones. Two programs run at d = 130."""
     for seed, (restart, noisy) in enumerate(FORMS):
-        if d in (6, 7) or seed == d // 2 % 4:
+        if d in (5, 6, 7, 8) or seed == {64: 1, 784: 3, 1024: 1}.get(d, d // 2 % 4):
             case = ring_case(
-                5 if d == 130 else 3, d, seed=seed, start=2**32 - 2, restart=restart, noisy=noisy, history=noisy,
+                5 if d == 130 else 3, d, seed=seed, start=2**32 - 2, restart=restart, noisy=noisy, history=seed < 2,
                 net_in=(torch.float32, None, torch.float16)[seed % 3], f_dtype=DTYPES[seed % 3],
             )  # fmt: skip
             case.check(triton_ring_step, in_place=seed % 2 == 1)
@@ -339,7 +339,7 @@ def test_bits_do_not_depend_on_threads_or_split(d: int) -> None:
 
 
 def check_lost(backend: Callable[..., None], d: int, restart: bool, noisy: bool) -> None:
-    """A sample with what is not finite, too large or too small is NaN everywhere and marked; the others stay."""
+    """A sample with what is not finite, too large or too small is marked and NaN in all outputs; the others stay."""
     case = ring_case(12, d, restart=restart, noisy=noisy, net_in=torch.float32)
     expected = case.run(backend)
     case.f[1, d - 1], case.f[2, 0], case.f[3, 1] = torch.nan, torch.inf, -torch.inf
@@ -354,6 +354,8 @@ def check_lost(backend: Callable[..., None], d: int, restart: bool, noisy: bool)
     expected["bad"][1:10] = case.step
     for name in got.keys() - {"bad"}:
         expected[name][1:10] = torch.nan
+    if restart:  # which reads it
+        expected["history"] = case.history
     for name, tensor in got.items():
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0, equal_nan=True)
 
@@ -365,10 +367,29 @@ def test_lost_samples_are_marked(backend: Callable[..., None], restart: bool, no
         check_lost(backend, d, restart, noisy)
 
 
+def check_lost_steps(backend: Callable[..., None]) -> None:
+    """Numbers of a row of the table by which all samples are lost or none is."""
+    for numbers, lost in (
+        ({"noise": 1024.0}, False), ({"noise": 1024.1}, True), ({"noise": -2000.0}, True), ({"noise": math.inf}, True),
+        ({"noise": math.nan}, True), ({"noise": math.nan, "noisy": False}, False), ({"drift": math.inf}, True),
+        ({"drift": math.nan, "noisy": False}, True),
+    ):  # fmt: skip
+        case = ring_case(3, 8, **numbers)
+        got = case.run(backend)
+        assert got["bad"].tolist() == [case.step if lost else -1] * 3, numbers
+        assert bool(got["x"].isnan().all() if lost else got["x"].isfinite().all()), numbers
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_angles_beyond_the_largest_lose_the_sample(backend: Callable[..., None]) -> None:
+    check_lost_steps(backend)
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_triton_lost_samples_are_marked(triton_ring_step: Callable[..., None]) -> None:
     check_lost(triton_ring_step, 7, False, True)
     check_lost(triton_ring_step, 34, True, False)
+    check_lost_steps(triton_ring_step)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -404,7 +425,7 @@ def test_opcheck() -> None:
     torch.library.opcheck(ops.ring_step, tuple(arguments(history=None, net_in=None).values()))
 
 
-@pytest.mark.parametrize("changes", [{}, {"restart": True}, {"history": None, "net_in": None}])
+@pytest.mark.parametrize("changes", [{}, {"restart": True}, {"history": None, "net_in": None, "noisy": False}])
 def test_in_place_equals_out_of_place(changes: dict[str, Any]) -> None:
     inside, outside = arguments((50, 7, 10), **changes), arguments((50, 7, 10), **changes)
     outside["f"] = torch.stack((outside["f"], outside["f"]), -1)[..., 0]  # any strides
