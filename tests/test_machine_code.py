@@ -49,8 +49,10 @@ MEASURED = {
     ("egd_step", ""): ((16.2, 15.4, 14.9, 21.8), (50, 54, 54, 49)),
 }  # fmt: skip
 MARGIN = 1.13
-OLD = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7)
-if OLD:  # as they are by Triton 3.6, where one of them is beyond the margin
+if tuple(map(int, triton.__version__.split(".")[:2])) < (
+    3,
+    7,
+):  # as they are by Triton 3.6, where one of them is beyond the margin
     MEASURED |= {
         ("fill_normal", ""): ((33.4, 33.5, 33.5, 42.7), (79, 77, 77, 59)),
         ("gbm_perturb", "x_t"): ((39.5, 39.4, 39.4, 48.0), (112, 92, 92, 62)),
@@ -64,10 +66,10 @@ if OLD:  # as they are by Triton 3.6, where one of them is beyond the margin
         ("ring_step", "noise restart history"): ((102.5, 102.1, 107.8, 134.9), (255, 255, 255, 401)),
         ("egd_step", ""): ((16.2, 15.4, 15.4, 22.7), (50, 54, 54, 58)),
     }  # fmt: skip
-# Instructions per element on sm_90 that are promised, where that is less; by Triton 3.6, a logarithm has one too many.
+# Instructions per element on sm_90 that are promised, where that is less.
 PROMISED = {
     ("gbm_step", ""): 48, ("gbm_step", "float32"): 48, ("gbm_step", "linear"): 48,
-    ("gbm_step", "log"): 65.5 if OLD else 64, ("gbm_step", "log float32"): 64, ("rotation_step", "angles history"): 60,
+    ("gbm_step", "log"): 64, ("gbm_step", "log float32"): 64, ("rotation_step", "angles history"): 60,
     ("rotation_step", "geodesic history"): 60, ("ring_step", "flow history"): 60, ("egd_step", ""): 16,
 }  # fmt: skip
 # The model's time of memory over that of the slowest other part, on an H100: what is promised, or what it is now, less
@@ -112,8 +114,6 @@ def faults(row: dict[str, Any]) -> list[str]:
     """What is wrong with a variant's machine code, whatever it is a variant of."""
     kernel, amd = row["kernel"], row["target"] == "gfx942"
     limits = {"spills": 0, "stack": 0, "branches": 0, "barriers": BARRIERS.get(kernel, 0)}
-    if OLD and row["target"] == "sm_100" and kernel == "ring_step" and "noise" in row["form"]:
-        limits |= {"spills": 2, "stack": 8}  # one register
     found = [f"{row[name]} {name}, not {most}" for name, most in limits.items() if row[name] > most]
     if not row["wide_offsets"]:
         found.append("rows at offsets of 32 bits")
