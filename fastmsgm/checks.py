@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 import numbers
+from typing import TypeGuard
 
 from torch import Tensor
 
 
-def is_number(x: object) -> bool:
+def is_number(x: object) -> TypeGuard[float]:
     """A finite number, of Python's or of NumPy's."""
     return isinstance(x, numbers.Real) and not isinstance(x, bool) and math.isfinite(x)
 
 
 def positive(name: str, x: object) -> float:
     """A positive finite number as Python's; ValueError for anything else."""
-    if isinstance(x, numbers.Real) and is_number(x) and float(x) > 0:
+    if is_number(x) and x > 0:
         return float(x)
     raise ValueError(f"{name} must be a positive number, got {x!r}")
 

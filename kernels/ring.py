@@ -150,8 +150,9 @@ def _ring_step_kernel(
     store(out_ptr, first_row, mask, x, scale, D)
     if HAS_NET_IN:
         store(net_in_ptr, first_row, mask, x, tl.load(table_ptr + 2) * scale, D)
-    if HAS_HISTORY and not RESTART:
-        store(history_ptr, first_row, mask & lost, x, scale, D)
+    if HAS_HISTORY:
+        nan = tl.full(x[0].shape, float("nan"), tl.float32)
+        store(history_ptr, first_row, mask & lost, (nan, nan, nan, nan), 1.0, D)
     mark(bad_ptr + first_row + row, mask & lost, table_row)
 
 

@@ -95,7 +95,7 @@ NUMBERS = {
 }  # fmt: skip
 WRITTEN_NUMBERS = {"gbm_step": 8, "rotation_step": 1, "ring_step": 1, "egd_step": 1}  # rows that are lost; a weight
 # The rows that history keeps are written again where they are lost: off, but for these.
-WRITTEN_AGAIN = {("ring_step", "flow history"): 13}
+WRITTEN_AGAIN = {("ring_step", "flow history"): 13, ("ring_step", "noise restart history"): 13}
 NOT_GIVEN = {"rotation_perturb": {"u_t"}}  # outputs that no variant has
 BARRIERS = {"rotation_perturb": 3, "rotation_step": 1, "ring_step": 1}  # between lanes that share a row
 

@@ -41,8 +41,8 @@ def ring_step(
         f: (n, d) the network's raw output at x, float32, bfloat16 or float16.
         bad: (n,) int32, -1 before; receives the first step at which the sample was lost: something that came in was
             not finite, the square of the norm was no normal number (as of a zero row), a phi was beyond 8192, or noise
-            beyond 1024. A lost row is NaN in out, net_in and the history that is written.
-        history: (n, d) or None; with ``restart`` it is read, else it receives x.
+            beyond 1024. A lost row is NaN in out, history and net_in.
+        history: (n, d) or None; without ``restart`` it receives x.
         net_in: (n, d) or None; receives c_in x', the network's next input, in its own dtype.
         restart: turn ``history`` instead of x, by the angles of x. Half the drift and no noise without restart, then
             all of it with restart, is the midpoint rule.
@@ -68,7 +68,7 @@ def ring_step(
     lost = ~(is_normal(square) & is_normal(turned))
     new = torch.where(lost, torch.nan, new)
     bad.copy_(torch.where(lost[:, 0] & (bad < 0), step + stream[2], bad))
-    if history is not None and not restart:
+    if history is not None:
         history.copy_(torch.where(lost, torch.nan, base))
     if net_in is not None:
         net_in.copy_(c_in * new)

@@ -90,7 +90,7 @@ def _step_rows(
             if is_normal(square[r]) and is_normal(turned):
                 combine(new, (np.sqrt(_to_20_bits(square[r]) / turned),), (new,), r * d, r * d + d)
             else:
-                mark_lost(r, d, new, past[:0] if restart else past, row + r, step, bad)
+                mark_lost(r, d, new, past, row + r, step, bad)
         put_tile(stop - start, new, c_in, out[start:stop], net_dtype, net_in[start:stop], net_bits[start:stop])
 
 
