@@ -44,6 +44,8 @@ def _rotation_perturb_kernel(
     HAS_U_T: tl.constexpr, HAS_NET_IN: tl.constexpr, HAS_TARGET: tl.constexpr,
 ):  # fmt: skip
     first_row, row, exists = tile(n, ROWS)
+    # Noise first: with the row in registers by then, it would take more of them.
+    xi = normal_rows(first_row, stream_ptr, TRAINING_NOISE, step, D, ROWS, QUADS)
     u0 = load(u0_ptr, n, first_row, D, ROWS, QUADS)
     row_ptr = coefficients_ptr + 4 * first_row + 4 * row
     spread = tl.load(row_ptr + 1, mask=exists, other=0.0)
@@ -53,7 +55,6 @@ def _rotation_perturb_kernel(
     v = spread * between(table_ptr, part, z, columns)
 
     scale = inverse_norm(u0, D)
-    xi = normal_rows(first_row, stream_ptr, TRAINING_NOISE, step, D, ROWS, QUADS)
     xi, rest, square, v = turn(u0, scale, xi, v, D)
     if HAS_TARGET:
         size = between(table_ptr + nodes * columns, part, z, columns)
