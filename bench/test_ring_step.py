@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 
 import compiling
@@ -17,7 +18,7 @@ from torch import Tensor
 from fastmsgm import ops, reference, rng
 
 N, D = 10_000, 1024
-DRIFT, NOISE = 5.0, 0.3
+DRIFT, NOISE = 5.0, 0.3  # radians
 LAST = (slice(D - 1, D), slice(0, 1))  # the pair around the end
 EVEN = ((slice(0, D, 2), slice(1, D, 2)),)  # pairs as columns and the columns that follow them
 ODD = ((slice(1, D - 1, 2), slice(2, D, 2)), LAST)
@@ -28,7 +29,7 @@ class Problem(Directions):
 
     def __init__(self, n: int, device: torch.device) -> None:
         super().__init__(n, D, device)
-        self.table = torch.tensor([(DRIFT, NOISE, 1.0)], device=device)
+        self.table = torch.tensor([(DRIFT / math.pi, NOISE / math.pi, 1.0)], device=device)
         self.angles, self.noise = torch.empty_like(self.u), torch.empty_like(self.u)
         self.cos, self.sin, self.scratch = (torch.empty(n, D // 2, device=device) for _ in range(3))
         self.compiled = compiling.compiled(formula, device)

@@ -14,8 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import device
-from .lost import ABNORMAL, abnormality, is_normal, mark
-from .maths import LN2, LOG2_E, flip, log2
+from .lost import is_normal, mark
+from .maths import LN2, LOG2_E, LOG2_UNIT, NORMAL, flip, log2, magnitude
 from .philox import STEP, normals, row_of
 
 # A program's quads. Eight a thread share its keys, coefficients and addresses, a tenth of all instructions otherwise.
@@ -82,7 +82,7 @@ def _gbm_perturb_kernel(
         tl.store(x_t_ptr + base + offsets, x0 * tl.exp2(increment), mask=mask)
     if HAS_NET_IN:
         c_in = (tl.load(row_ptr + 2, mask=exists) * LN2)[:, None]
-        y = tl.where(is_normal(x0), log2(tl.abs(x0)), float("nan"))
+        y = tl.where(is_normal(x0), log2(x0) * LOG2_UNIT, float("nan"))
         tl.store(net_in_ptr + base + offsets, c_in * (y + increment), mask=mask)
 
 
@@ -93,11 +93,6 @@ def _gbm_step_kernel(
     HAS_HISTORY: tl.constexpr, HAS_NET_IN: tl.constexpr,
 ):  # fmt: skip
     first_row, row, quad, exists, base, offsets, mask = _tile(n, D, QUADS)
-    x = tl.load(x_ptr + base + offsets, mask=mask)
-    g = tl.load(f_ptr + base + offsets, mask=mask).to(tl.float32)
-    if STEIN:
-        g *= x
-
     table_row = row_of(stream_ptr, step)
     table_ptr += table_row * _COLUMNS
     # y is log2|x| here and, unless the form is linear, so is the new logarithm: the scalars carry the change of base.
@@ -105,11 +100,16 @@ def _gbm_step_kernel(
     b, k1, k2 = tl.load(table_ptr + 1) * TO_BASE_2, tl.load(table_ptr + 6), tl.load(table_ptr + 7)
     c, s = tl.load(table_ptr + 3) * TO_BASE_2, tl.load(table_ptr + 4) * TO_BASE_2
     noise = normals(quad, first_row, row, stream_ptr, STEP, step, s)
+    x = tl.load(x_ptr + base + offsets, mask=mask)
+    g = tl.load(f_ptr + base + offsets, mask=mask).to(tl.float32)
+    if STEIN:
+        g *= x
+
     if LOG_STATE:
         a, k0 = tl.load(table_ptr), tl.load(table_ptr + 5)
-        y = log2(tl.abs(x))
+        y = log2(x)
         # How the state's own logarithm enters, as that of base 2: by itself and through the denoised image.
-        own, through = (a - 1.0) * LN2 if LINEAR else a, k0 * LN2
+        own, through = ((a - 1.0) * LN2 if LINEAR else a) * LOG2_UNIT, k0 * LN2 * LOG2_UNIT
         if HAS_HISTORY:
             denoised = through * y + (k1 * g + k2)
             b_prev = tl.load(table_ptr + 2) * TO_BASE_2
@@ -119,22 +119,21 @@ def _gbm_step_kernel(
         else:
             increment = (own + b * through) * y + (b * k1 * g + (noise + (b * k2 + c)))
         new = x * (1.0 + increment) if LINEAR else flip(tl.exp2(increment), x.to(tl.uint32, bitcast=True))
-        size = tl.maximum(abnormality(new), abnormality(x))
+        size = tl.minimum(magnitude(new), magnitude(x))
     else:
         increment = b * k1 * g + (noise + (b * k2 + c))
         new = x * (1.0 + increment) if LINEAR else x * tl.exp2(increment)
-        size = abnormality(new)
-    kept = tl.where(size < ABNORMAL, new, float("nan"))
+        size = magnitude(new)
+    kept = tl.where(size >= NORMAL, new, float("nan"))
     tl.store(out_ptr + base + offsets, kept, mask=mask)
     if HAS_NET_IN:
-        y = log2(tl.abs(new)) if LINEAR else increment
-        c_in = tl.load(table_ptr + 8) * LN2
+        y = log2(new) if LINEAR else increment
+        c_in = tl.load(table_ptr + 8) * LN2 * (LOG2_UNIT if LINEAR else 1.0)
         tl.store(net_in_ptr + base + offsets, c_in * (y + 0.0 * kept), mask=mask)  # NaN where the new state is
 
     # One flag a quad: its four elements lie in the same thread. Quads of one sample may race, all with the same value.
-    if D % 4 > 0:
-        size = tl.where(mask, size, 0)
-    lost = tl.max(size, 1) >= ABNORMAL
+    total = tl.sum(tl.abs(tl.where(mask, kept, 0.0) if D % 4 > 0 else kept), 1)
+    lost = total != total
     mark(bad_ptr + first_row + row, lost & exists, table_row)
 
 

@@ -9,10 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .maths import LOG2_E, sine_cosine
+from .maths import HALF_TURNS, LOG2_E, sine_cosine_of_half_turns
 from .rows import SHORTEST, combine, dot, inverse_norm, measure
-
-_HALF_TURNS = tl.constexpr(0.3183098861837907)  # half an angle in quarter turns: 1 / pi
 
 
 @triton.jit
@@ -50,14 +48,10 @@ def flow(u, f, past, table_ptr, D: tl.constexpr):
 
 @triton.jit
 def _circle(square):
-    """cos t, sin t / t, (1 - cos t) / t^2 for t^2, by sine and cosine of t / 2."""
-    angle = tl.sqrt(square)
-    turns = tl.floor(angle * _HALF_TURNS + 0.5)
-    f = 2.0 * (angle * _HALF_TURNS - turns)
-    sine, cosine = sine_cosine(f)
-    odd = turns != 2.0 * tl.floor(turns * 0.5)
-    versine = 2.0 * tl.where(odd, cosine * cosine, sine * sine)
-    product = 2.0 * tl.where(odd, -sine * cosine, sine * cosine)
+    """cos t, sin t / t, (1 - cos t) / t^2 for t^2, by sine and cosine of t / 2, up to their common sign."""
+    half_turns = tl.sqrt(square) * (0.5 * HALF_TURNS)
+    sine, cosine = sine_cosine_of_half_turns(half_turns - tl.floor(half_turns + 0.5))
+    versine, product = 2.0 * sine * sine, 2.0 * sine * cosine
     small = square <= SHORTEST
     return 1.0 - versine, tl.where(small, 1.0, product * tl.rsqrt(square)), tl.where(small, 0.5, versine / square)
 

@@ -2,37 +2,35 @@
 """Triton device functions: Givens rotations of the pairs of neighbours of a ring, in groups of disjoint pairs.
 
 The even group has the pairs whose first feature is even, the odd group those whose first is odd. For an odd number of
-features, the pair around the end is a third group. Rows, and angles by the first feature of a pair, are as in
-``ring_rows``. No angle is larger than LARGEST, or the sum of two such.
+features, the pair around the end is a third group. Rows, and angles (half turns) by the first feature of a
+pair, are as in ``ring_rows``. No angle is larger than LARGEST, or the sum of two such.
 """
 
 from __future__ import annotations
 
-import math
-
 import triton
 import triton.language as tl
 
-from .maths import flip, sine_cosine_of_angle
+from .maths import sine_cosine_of_half_turns
 from .ring_rows import next_quad, of_first_quad, of_last_quad, previous_quad, replace, within
 
-LARGEST = tl.constexpr(8192.0)  # no larger angle is taken
-_QUARTERS = tl.constexpr(2 / math.pi)
-# pi/2 in two parts, the first of so few bits that its product with the 14 bits of an angle's quarter turns is exact.
-_HIGH, _LOW = tl.constexpr(1.5703125), tl.constexpr(math.pi / 2 - 1.5703125)
+LARGEST = tl.constexpr(8192.0)  # half turns: no larger angle is taken
 _ROUND = tl.constexpr(1.5 * 2**23)  # a sum with it is rounded to an integer, which its last bits are
 
 
 @triton.jit
 def circle(angle):
-    """Cosine and sine."""
-    rounded = angle * _QUARTERS + _ROUND
-    turns = rounded - _ROUND
-    sine, cosine = sine_cosine_of_angle((angle - turns * _HIGH) - turns * _LOW)
-    quadrant = rounded.to(tl.uint32, bitcast=True)
-    ahead = (quadrant & 1) != 0
-    x, y = tl.where(ahead, -sine, cosine), tl.where(ahead, cosine, sine)
-    return flip(x, quadrant << 30), flip(y, quadrant << 30)
+    """Cosine and sine of half turns."""
+    rounded = angle + _ROUND
+    sine, cosine = sine_cosine_of_half_turns(angle - (rounded - _ROUND))
+    odd = rounded.to(tl.uint32, bitcast=True) << 31
+    return _flipped(cosine, odd), _flipped(sine, odd)
+
+
+@triton.jit
+def _flipped(x, sign):
+    """x, negated where the sign (0 or 2^31) is set: by a sum, which with the shift before it is one instruction."""
+    return (x.to(tl.uint32, bitcast=True) + sign).to(tl.float32, bitcast=True)
 
 
 @triton.jit

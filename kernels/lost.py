@@ -5,19 +5,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-ABNORMAL = tl.constexpr(0xFE000000)
-
-
-@triton.jit
-def abnormality(x):
-    """ABNORMAL or more (uint32) where x is NaN, infinite, zero or denormal: exponent bits are all set or all clear."""
-    return (x.to(tl.uint32, bitcast=True) << 1) - 0x01000000
+from .maths import NORMAL, magnitude
 
 
 @triton.jit
 def is_normal(x):
     """Not NaN, infinite, zero or denormal."""
-    return abnormality(x) < ABNORMAL
+    return magnitude(x) >= NORMAL
 
 
 @triton.jit

@@ -1,5 +1,5 @@
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false
-"""Triton device functions: logarithm, sine and cosine in float32, by the polynomials of ``fastmsgm.rng``.
+"""Triton device functions: logarithm, sine and cosine in float32, by polynomials.
 
 Instead of a maths library's functions: the same arguments to the bit, the same error bounds and no slow path, on every
 device and in the interpreter.
@@ -7,59 +7,65 @@ device and in the interpreter.
 
 from __future__ import annotations
 
-import math
-
 import triton
 import triton.language as tl
 
 from fastmsgm import rng
 
+from .polynomials import COS_OF_HALF_TURNS, SIN_OF_HALF_TURNS
+
 LN2, LOG2_E = tl.constexpr(0.6931471805599453), tl.constexpr(1.4426950408889634)
-_SIN, _COS = tl.constexpr(rng.SIN), tl.constexpr(rng.COS)
-_SIN_OF_ANGLE = tl.constexpr(tuple(c * (4 / math.pi) ** (2 * i + 1) for i, c in enumerate(rng.SIN)))
-_COS_OF_ANGLE = tl.constexpr(tuple(c * (4 / math.pi) ** (2 * i) for i, c in enumerate(rng.COS)))
-# As rng.LOG2 for a state's logarithm, one degree less: log2(1 + f) is off by 6e-8 at most, no more than is rounded off.
-_LOG2 = tl.constexpr((
-    1.4426947832107544, -0.7213566303253174, 0.48093846440315247, -0.3601038157939911, 0.2867273986339569,
-    -0.249923974275589, 0.23674564063549042, -0.14598917961120605,
-))  # fmt: skip
-_MINUS_2_LN = tl.constexpr(tuple(c * rng.MINUS_2_LN2 for c in rng.LOG2))
-_EXPONENT_TO_MINUS_2_LN = tl.constexpr(rng.MINUS_2_LN2 * 2.0**-23)
+HALF_TURNS = tl.constexpr(0.3183098861837907)  # of a radian
+# For f = F 2^-31 with F^2 = 2^62 f^2 instead of f^2, and results of CIRCLE: no coefficient leaves the normal numbers.
+CIRCLE = tl.constexpr(2.0**110)
+_SIN = tl.constexpr(tuple(c * 2.0 ** (79 - 62 * i) for i, c in enumerate(rng.SIN)))
+_COS = tl.constexpr(tuple(c * 2.0 ** (110 - 62 * i) for i, c in enumerate(rng.COS)))
+_SIN_OF_HALF_TURNS, _COS_OF_HALF_TURNS = tl.constexpr(SIN_OF_HALF_TURNS), tl.constexpr(COS_OF_HALF_TURNS)
+LOG2_UNIT = tl.constexpr(2.0**-24)
+_LOG2_MINUS_LINE = tl.constexpr(tuple(c * 2.0**24 for c in (
+    0.4426898956298828, -0.7211660742759705, 0.47868552803993225, -0.3473072350025177, 0.24187606573104858,
+    -0.13753284513950348, 0.05206507816910744, -0.009310458786785603,
+)))  # fmt: skip
+_MINUS_LOG2 = tl.constexpr(tuple(-(2.0**23) * c for c in rng.LOG2))
+MINUS_2_LN_UNIT = tl.constexpr(-(2.0**-23) * rng.MINUS_2_LN2)
 _SQRT_HALF_BITS = tl.constexpr(rng.SQRT_HALF_BITS)
+# Of a number's magnitude: what those of zero, denormal and infinite numbers and NaN are below.
+NORMAL = tl.constexpr(-0x7E000000)
+
+
+@triton.jit
+def magnitude(x):
+    """2^24 (e + f) of |x| = 2^e (1 + f) in int32, below NORMAL where x is not a normal number."""
+    return (x.to(tl.int32, bitcast=True) << 1) - 0x7F000000
 
 
 @triton.jit
 def log2(x):
-    """log2 x of normal x > 0; meaningless elsewhere."""
-    exponent, f = _exponent_and_rest(x)
-    return exponent * 2.0**-23 + _polynomial(f, _LOG2, 7) * f
+    """log2|x| in LOG2_UNIT, of a normal number; meaningless elsewhere."""
+    mantissa = (x.to(tl.int32, bitcast=True) & 0x007FFFFF) | 0x3F800000
+    f = mantissa.to(tl.float32, bitcast=True) - 1.0
+    return magnitude(x).to(tl.float32) + _polynomial(f, _LOG2_MINUS_LINE, 7) * f
 
 
 @triton.jit
 def minus_2_ln(x):
-    """-2 ln x of normal x in (0, 1]."""
-    exponent, f = _exponent_and_rest(x)
-    return exponent * _EXPONENT_TO_MINUS_2_LN + _polynomial(f, _MINUS_2_LN, 8) * f
-
-
-@triton.jit
-def _exponent_and_rest(x):
-    """2^23 e and f of x = 2^e (1 + f), 1 + f in [sqrt(1/2), sqrt(2))."""
+    """-2 ln x in MINUS_2_LN_UNIT, of normal x in (0, 1]."""
     bits = x.to(tl.int32, bitcast=True)
     exponent = (bits - _SQRT_HALF_BITS) & -0x800000
-    return exponent.to(tl.float32), (bits - exponent).to(tl.float32, bitcast=True) - 1.0
+    f = (bits - exponent).to(tl.float32, bitcast=True) - 1.0
+    return _polynomial(f, _MINUS_LOG2, 8) * f - exponent.to(tl.float32)
 
 
 @triton.jit
 def sine_cosine(f):
-    """Sine and cosine of f pi / 4, for f in [-1, 1]."""
+    """Sine and cosine, times CIRCLE, of f 2^-31 eighths of a turn, for f in [-2^31, 2^31]."""
     return _polynomial(f * f, _SIN, 3) * f, _polynomial(f * f, _COS, 3)
 
 
 @triton.jit
-def sine_cosine_of_angle(f):
-    """Sine and cosine of f in [-pi/4, pi/4]."""
-    return _polynomial(f * f, _SIN_OF_ANGLE, 3) * f, _polynomial(f * f, _COS_OF_ANGLE, 3)
+def sine_cosine_of_half_turns(f):
+    """Sine and cosine of pi f, for f in [-1/2, 1/2]."""
+    return _polynomial(f * f, _SIN_OF_HALF_TURNS, 4) * f, _polynomial(f * f, _COS_OF_HALF_TURNS, 4)
 
 
 @triton.jit

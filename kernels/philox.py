@@ -11,13 +11,14 @@ import triton.language as tl
 
 from fastmsgm import rng
 
-from .maths import flip, minus_2_ln, sine_cosine
+from .maths import CIRCLE, MINUS_2_LN_UNIT, flip, minus_2_ln, sine_cosine
 
 STEP, ANGLE = tl.constexpr(int(rng.Kind.STEP)), tl.constexpr(int(rng.Kind.ANGLE))
 TRAINING_NOISE = tl.constexpr(int(rng.Kind.TRAINING_NOISE))
 TRAINING_ANGLE = tl.constexpr(int(rng.Kind.TRAINING_ANGLE))
 _ROUNDS = tl.constexpr(rng.ROUNDS)
 _M0, _M1 = tl.constexpr(rng.PHILOX_M0), tl.constexpr(rng.PHILOX_M1)
+_UNIT = tl.constexpr(MINUS_2_LN_UNIT.value**0.5 / CIRCLE.value)
 _W0, _W1 = tl.constexpr(rng.PHILOX_W0), tl.constexpr(rng.PHILOX_W1)
 
 
@@ -42,22 +43,21 @@ def row_of(stream_ptr, step):
 @triton.jit
 def words(quad, first_row, row, stream_ptr, kind, step):
     """The Philox words of the quads (int32) of features of the rows (int32) from first_row (int64) on."""
-    seed, sample = tl.load(stream_ptr), tl.load(stream_ptr + 1) + first_row
-    w1 = sample.to(tl.uint32) + row.to(tl.uint32)
-    carry = (w1 < sample.to(tl.uint32)).to(tl.uint32)
-    w2 = (sample >> 32).to(tl.uint32) + (kind << 24) + carry
-    w0, w3 = quad.to(tl.uint32), row_of(stream_ptr, step).to(tl.uint32)
-    return philox(w0, w1, w2, w3, seed.to(tl.uint32), (seed >> 32).to(tl.uint32))
+    sample = tl.load(stream_ptr + 1) + first_row + (tl.full((), kind, tl.int64) << 56) + row.to(tl.uint32).to(tl.int64)
+    w0, w1, w2 = quad.to(tl.uint32), sample.to(tl.uint32), (sample >> 32).to(tl.uint32)
+    w3 = row_of(stream_ptr, step).to(tl.uint32)
+    # The seed's halves by themselves: taken out of one number of 64 bits, they draw the first round into 64 bits.
+    seed_ptr = stream_ptr.to(tl.pointer_type(tl.uint32))
+    return philox(w0, w1, w2, w3, tl.load(seed_ptr), tl.load(seed_ptr + 1))
 
 
 @triton.jit
 def box_muller(radius_word, angle_word, scale):
     """Two normals of two words, times ``scale``."""
     u = radius_word.to(tl.float32) * 2.0**-32 + 2.0**-33
-    radius = tl.sqrt(minus_2_ln(u)) * scale
+    radius = tl.sqrt(minus_2_ln(u)) * (scale * _UNIT)
     # Quarter turns: angle = pi/2 * (quadrant + f/2) with the quadrant the nearest one, so f is the low 30 bits, signed.
-    f = (angle_word << 2).to(tl.int32).to(tl.float32) * 2.0**-31
-    sine, cosine = sine_cosine(f)
+    sine, cosine = sine_cosine((angle_word << 2).to(tl.int32).to(tl.float32))
     # The top two bits of ``turn`` are the quadrant: the upper is a sign of both, the lower says whether the point is a
     # quarter turn ahead of (cosine, sine).
     turn = angle_word + (1 << 29)
@@ -67,27 +67,11 @@ def box_muller(radius_word, angle_word, scale):
 
 
 @triton.jit
-def four_normals(quad, first_row, row, stream_ptr, kind, step, scale):
-    """The four normals of each quad, times ``scale``."""
-    word0, word1, word2, word3 = words(quad, first_row, row, stream_ptr, kind, step)
-    z0, z1 = box_muller(word0, word1, scale)
-    z2, z3 = box_muller(word2, word3, scale)
-    return z0, z1, z2, z3
-
-
-@triton.jit
 def first_normal(first_row, row, stream_ptr, kind, step):
     """The first normal of each row."""
     word0, word1, _, _ = words(tl.zeros_like(row), first_row, row, stream_ptr, kind, step)
     z, _ = box_muller(word0, word1, 1.0)
     return z
-
-
-@triton.jit
-def coin(first_row, row, stream_ptr, kind, step):
-    """1 where the first uniform of a row is below 1/2, else 0."""
-    word, _, _, _ = words(tl.zeros_like(row), first_row, row, stream_ptr, kind, step)
-    return 1.0 - (word >> 31).to(tl.float32)
 
 
 @triton.jit

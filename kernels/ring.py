@@ -1,4 +1,5 @@
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# pyright: reportOperatorIssue=false
 """Triton kernel of the ring step; signature and meaning are those of ``fastmsgm.reference``.
 
 A program owns whole rows (``ring_rows``). Both orders of a step with noise are one order of twice the even group and
@@ -14,8 +15,8 @@ from torch import Tensor
 from .givens import LARGEST, turn_around, turn_even, turn_odd
 from .launch import WARP, device
 from .lost import is_normal, mark
-from .philox import ANGLE, STEP, coin, four_normals, row_of
-from .ring_rows import largest, load, next_quad, square, store, tile, within
+from .philox import STEP, box_muller, row_of, words
+from .ring_rows import ahead, behind, largest, load, next_quad, square, store, tile, within
 
 _LANES = 16  # of a row, where it has so many quads
 _QUADS, _FEW_QUADS = 13, 8  # most of a lane: what fits into its registers, and where it needs more for other things
@@ -49,18 +50,33 @@ def _products(x, f, lane, D: tl.constexpr):
 
 
 @triton.jit
-def _noise_angles(noise, first_row, stream_ptr, step, D: tl.constexpr, lane):
-    """noise times the normals, zero behind the last pair."""
+def _noise(noise, first_row, stream_ptr, step, D: tl.constexpr, lane):
+    """noise times the normals, zero behind the last one, and whether a row's last group is the first."""
     ROWS: tl.constexpr = lane.shape[1]
     LANES: tl.constexpr = lane.shape[2]
     CHUNKS: tl.constexpr = triton.next_power_of_2(triton.cdiv(D, 4 * LANES))
     # In the order in which a tensor's elements are dealt out to threads, so that each gets a quad of every chunk.
     index = tl.arange(0, CHUNKS * ROWS * LANES)
     quad, row = index // (ROWS * LANES) * LANES + index % LANES, index // LANES % ROWS
-    z0, z1, z2, z3 = four_normals(quad, first_row, row, stream_ptr, STEP, step, noise)
+    word0, word1, word2, word3 = words(quad, first_row, row, stream_ptr, STEP, step)
+    reverse = largest(tl.where(quad == 0, (word1 & 1).to(tl.float32), 0.0).reshape(CHUNKS, ROWS, LANES)) > 0.0
+    z0, z1 = box_muller(word0, word1, noise)
+    z2, z3 = box_muller(word2, word3, noise)
     a0, a1 = z0.reshape(CHUNKS, ROWS, LANES), z1.reshape(CHUNKS, ROWS, LANES)
     a2, a3 = z2.reshape(CHUNKS, ROWS, LANES), z3.reshape(CHUNKS, ROWS, LANES)
-    return within(a0, 0, D), within(a1, 1, D), within(a2, 2, D), within(a3, 3, D)
+    return (within(a0, 0, D), within(a1, 1, D), within(a2, 2, D), within(a3, 3, D)), reverse
+
+
+@triton.jit
+def _where(condition, a, b):
+    a0, a1, a2, a3 = a
+    b0, b1, b2, b3 = b
+    return (
+        tl.where(condition, a0, b0),
+        tl.where(condition, a1, b1),
+        tl.where(condition, a2, b2),
+        tl.where(condition, a3, b3),
+    )
 
 
 @triton.jit
@@ -96,23 +112,24 @@ def _turned_by_flow(x, a, drift, lane, D: tl.constexpr):
 
 
 @triton.jit
-def _turned_by_both(x, a, drift, xi, forth, lane, D: tl.constexpr):
-    """All groups by the flow and, in reverse, by noise: from the first on where ``forth`` is 1, or from the last one on
-    where it is 0."""
-    back = 1.0 - forth
-    before, after = _scaled(a, drift * forth), _scaled(a, drift * back)  # the even group's second turn
-    xi_before, xi_after = _scaled(xi, back), _scaled(xi, forth)
-    whole = _scaled(a, drift)
-    x = turn_even(x, before, D)
+def _turned_by_both(x, a, drift, xi, reverse, lane, D: tl.constexpr):
+    """All groups by the flow and, in reverse, by noise: from the first on or, in ``reverse``, from the last one on."""
     if D % 2 == 0:
-        x = turn_odd(x, _sum(whole, xi_after), lane, D)
-    else:
-        x = turn_odd(x, before, lane, D)
-        x = turn_around(x, _sum(whole, xi_after), lane, D)
-        x = turn_odd(x, _sum(after, xi_after), lane, D)
-    x = turn_even(x, _sum(xi, after), D)
-    x = turn_odd(x, xi_before, lane, D)
-    return turn_around(x, xi_before, lane, D) if D % 2 > 0 else x
+        # A feature further on, the odd group is the even one.
+        x, a = _where(reverse, ahead(x, lane, D), x), _where(reverse, ahead(a, lane, D), a)
+        flow = _scaled(a, drift)
+        x = turn_even(x, flow, D)
+        x = turn_odd(x, _sum(flow, xi), lane, D)
+        x = turn_even(x, xi, D)
+        return _where(reverse, behind(x, lane, D), x)
+    # Both orders are one in which the even and the odd group turn twice, and either the first or the last time by zero.
+    in_order, reversed = tl.where(reverse, 0.0, 1.0), tl.where(reverse, 1.0, 0.0)
+    before, after = _scaled(a, drift * in_order), _scaled(a, drift * reversed)
+    xi_before, xi_after = _scaled(xi, reversed), _scaled(xi, in_order)
+    x = turn_odd(turn_even(x, before, D), before, lane, D)
+    x = turn_around(x, _sum(_scaled(a, drift), xi_after), lane, D)
+    x = turn_even(turn_odd(x, _sum(after, xi_after), lane, D), _sum(after, xi), D)
+    return turn_around(turn_odd(x, xi_before, lane, D), xi_before, lane, D)
 
 
 @triton.jit(do_not_specialize=["n", "step"])
@@ -127,8 +144,7 @@ def _ring_step_kernel(
 
     # Noise first: with the rows in registers by then, it would be made out of one too few on sm_100.
     noise = tl.load(table_ptr + 1)
-    xi = _noise_angles(noise, first_row, stream_ptr, step, D, lane) if NOISY else None
-    forth = coin(first_row, row, stream_ptr, ANGLE, step) if NOISY else None
+    xi, reverse = _noise(noise, first_row, stream_ptr, step, D, lane) if NOISY else (None, None)
     x, f = load(x_ptr, n, first_row, lane, D), load(f_ptr, n, first_row, lane, D)
     drift, a = tl.load(table_ptr), _products(x, f, lane, D)
     if RESTART:
@@ -139,7 +155,7 @@ def _ring_step_kernel(
     most = _largest(a) * tl.abs(drift)
     if NOISY:
         most = tl.maximum(most, 8.0 * tl.abs(noise))
-        x = _turned_by_both(x, a, drift, xi, forth, lane, D)
+        x = _turned_by_both(x, a, drift, xi, reverse, lane, D)
     else:
         x = _turned_by_flow(x, a, drift, lane, D)
     now = square(x, D)

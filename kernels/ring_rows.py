@@ -114,6 +114,24 @@ def previous_quad(x, lane, D: tl.constexpr):
 
 
 @triton.jit
+def ahead(x, lane, D: tl.constexpr):
+    """Of every feature the next one, of whole rows of an even number of features."""
+    x0, x1, x2, x3 = x
+    x4 = next_quad(x0, lane, D)
+    if D % 4 == 2:
+        x2, x4 = replace(x2, x4, (D + 3) // 4 - 1), within(x4, 3, D)
+    return x1, x2, x3, x4
+
+
+@triton.jit
+def behind(x, lane, D: tl.constexpr):
+    """Of every feature the one before, of whole rows of an even number of features."""
+    x0, x1, x2, x3 = x
+    last = replace(x3, x1, (D + 3) // 4 - 1) if D % 4 == 2 else x3
+    return previous_quad(last, lane, D), x0, x1, x2
+
+
+@triton.jit
 def of_first_quad(x, lane):
     """The x of the row's first quad, in every lane: (1, ROWS, LANES)."""
     return tl.gather(_apart(x)[0], lane * 0, 2)

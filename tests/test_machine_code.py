@@ -23,29 +23,29 @@ triton = pytest.importorskip("triton")
 ROOT = Path(__file__).parent.parent
 H100 = next(gpu for gpu in roofline.GPUS if gpu.name == "H100")
 
-# Instructions per element and registers on sm_80, sm_90, sm_100 and gfx942, as they are; a tenth more is looked at.
+# Instructions per element and registers on sm_80, sm_90, sm_100 and gfx942, the least seen; a tenth more is looked at.
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 MEASURED = {
-    ("fill_normal", ""): ((32.7, 33.3, 33.1, 38.6), (80, 80, 95, 45)),
-    ("gbm_perturb", "x_t"): ((39.2, 39.5, 39.5, 44.1), (96, 107, 107, 61)),
-    ("gbm_perturb", "net_in z"): ((58.6, 59.3, 53.3, 68.4), (125, 142, 135, 64)),
-    ("gbm_step", ""): ((46.0, 46.1, 46.4, 54.6), (118, 121, 136, 68)),
-    ("gbm_step", "float32"): ((44.5, 45.4, 44.9, 50.1), (127, 127, 127, 62)),
-    ("gbm_step", "linear"): ((45.8, 46.0, 44.7, 51.4), (127, 121, 102, 64)),
-    ("gbm_step", "log"): ((64.0, 63.9, 64.7, 74.5), (116, 114, 136, 123)),
-    ("gbm_step", "log float32"): ((62.7, 63.2, 63.2, 73.9), (118, 126, 126, 112)),
-    ("gbm_step", "log net_in"): ((67.0, 66.8, 61.7, 82.1), (124, 128, 128, 126)),
-    ("gbm_step", "log net_in history"): ((72.4, 72.1, 66.2, 81.2), (168, 168, 182, 120)),
-    ("gbm_step", "log linear net_in history"): ((87.1, 86.0, 86.9, 89.4), (145, 181, 195, 95)),
-    ("rotation_perturb", ""): ((45.2, 45.4, 43.1, 58.5), (128, 128, 136, 216)),
+    ("fill_normal", ""): ((32.0, 32.5, 32.4, 38.1), (80, 80, 95, 45)),
+    ("gbm_perturb", "x_t"): ((38.3, 38.7, 38.7, 43.2), (96, 107, 107, 61)),
+    ("gbm_perturb", "net_in z"): ((55.9, 56.7, 50.7, 64.0), (121, 142, 135, 64)),
+    ("gbm_step", ""): ((45.2, 45.1, 44.6, 54.6), (96, 121, 124, 65)),
+    ("gbm_step", "float32"): ((43.3, 44.0, 43.1, 49.9), (122, 116, 114, 62)),
+    ("gbm_step", "linear"): ((45.1, 44.9, 43.2, 50.9), (96, 115, 127, 53)),
+    ("gbm_step", "log"): ((60.8, 60.8, 62.3, 72.9), (111, 114, 125, 102)),
+    ("gbm_step", "log float32"): ((59.5, 60.6, 60.9, 72.4), (110, 126, 126, 98)),
+    ("gbm_step", "log net_in"): ((64.2, 63.7, 58.4, 81.0), (124, 128, 128, 102)),
+    ("gbm_step", "log net_in history"): ((68.6, 67.0, 63.2, 81.2), (168, 168, 182, 120)),
+    ("gbm_step", "log linear net_in history"): ((79.7, 79.0, 74.8, 79.6), (137, 209, 222, 115)),
+    ("rotation_perturb", ""): ((44.9, 45.2, 42.8, 58.2), (128, 128, 130, 216)),
     ("rotation_step", ""): ((17.0, 17.0, 17.4, 27.7), (148, 142, 140, 168)),
     ("rotation_step", "float32"): ((14.9, 14.8, 16.2, 19.6), (128, 126, 140, 182)),
     ("rotation_step", "history"): ((22.2, 22.4, 23.6, 33.0), (254, 240, 232, 246)),
-    ("rotation_step", "angles history"): ((59.8, 59.5, 57.9, 75.5), (254, 244, 236, 266)),
-    ("rotation_step", "geodesic history"): ((59.5, 59.8, 58.7, 72.3), (255, 242, 243, 273)),
-    ("ring_step", "flow history"): ((44.7, 45.0, 39.7, 56.5), (168, 168, 195, 236)),
-    ("ring_step", "noise"): ((101.4, 101.7, 97.9, 125.5), (255, 255, 255, 354)),
-    ("ring_step", "noise restart history"): ((101.8, 102.1, 97.7, 123.2), (255, 255, 255, 264)),
+    ("rotation_step", "angles history"): ((59.2, 58.9, 57.2, 75.4), (254, 243, 234, 266)),
+    ("rotation_step", "geodesic history"): ((58.1, 58.5, 57.1, 72.1), (255, 240, 243, 273)),
+    ("ring_step", "flow history"): ((40.3, 40.4, 34.6, 50.5), (168, 168, 185, 236)),
+    ("ring_step", "noise"): ((81.0, 81.1, 79.9, 95.6), (255, 255, 255, 273)),
+    ("ring_step", "noise restart history"): ((83.1, 83.1, 76.7, 96.9), (246, 247, 177, 264)),
     ("egd_step", ""): ((16.2, 15.4, 14.9, 21.8), (50, 54, 54, 49)),
 }  # fmt: skip
 MARGIN = 1.13
@@ -54,34 +54,39 @@ if tuple(map(int, triton.__version__.split(".")[:2])) < (
     7,
 ):  # as they are by Triton 3.6, where one of them is beyond the margin
     MEASURED |= {
-        ("fill_normal", ""): ((33.4, 33.5, 33.5, 42.7), (79, 77, 77, 59)),
-        ("gbm_perturb", "x_t"): ((39.5, 39.4, 39.4, 48.0), (112, 92, 92, 62)),
-        ("gbm_perturb", "net_in z"): ((59.9, 60.0, 53.5, 71.4), (159, 150, 137, 78)),
-        ("gbm_step", ""): ((47.1, 47.6, 46.9, 58.9), (136, 128, 122, 71)),
-        ("gbm_step", "linear"): ((48.1, 46.9, 45.2, 56.1), (101, 134, 134, 74)),
-        ("gbm_step", "log net_in"): ((69.1, 69.0, 61.9, 86.2), (156, 130, 140, 93)),
-        ("gbm_step", "log net_in history"): ((73.4, 73.3, 64.8, 86.8), (221, 221, 230, 111)),
-        ("gbm_step", "log linear net_in history"): ((87.5, 87.5, 87.5, 94.3), (192, 186, 186, 92)),
-        ("ring_step", "flow history"): ((46.2, 46.3, 45.8, 59.4), (255, 168, 168, 284)),
-        ("ring_step", "noise restart history"): ((102.5, 102.1, 107.8, 134.9), (255, 255, 255, 401)),
+        ("fill_normal", ""): ((32.8, 32.9, 32.9, 42.7), (79, 77, 77, 55)),
+        ("gbm_perturb", "x_t"): ((38.4, 38.6, 38.6, 47.3), (112, 112, 112, 62)),
+        ("gbm_perturb", "net_in z"): ((57.2, 57.3, 51.1, 68.6), (158, 150, 137, 78)),
+        ("gbm_step", ""): ((45.6, 45.8, 46.2, 58.9), (109, 109, 122, 68)),
+        ("gbm_step", "linear"): ((45.8, 46.3, 44.3, 55.6), (136, 109, 106, 58)),
+        ("gbm_step", "log"): ((62.0, 61.8, 62.4, 74.3), (116, 114, 128, 96)),
+        ("gbm_step", "log float32"): ((60.5, 60.3, 60.8, 73.9), (118, 126, 126, 80)),
+        ("gbm_step", "log net_in"): ((64.9, 65.0, 58.9, 83.2), (142, 130, 136, 106)),
+        ("gbm_step", "log net_in history"): ((69.5, 70.0, 62.5, 83.8), (206, 206, 210, 111)),
+        ("gbm_step", "log linear net_in history"): ((83.2, 82.4, 76.2, 85.8), (192, 222, 238, 110)),
+        ("rotation_perturb", ""): ((45.0, 45.0, 42.1, 58.5), (128, 128, 136, 256)),
+        ("ring_step", "flow history"): ((40.3, 40.4, 40.0, 54.5), (168, 168, 168, 284)),
+        ("ring_step", "noise"): ((81.1, 81.4, 76.5, 104.7), (255, 255, 255, 324)),
+        ("ring_step", "noise restart history"): ((83.2, 83.3, 79.2, 106.5), (243, 242, 206, 332)),
         ("egd_step", ""): ((16.2, 15.4, 15.4, 22.7), (50, 54, 54, 58)),
     }  # fmt: skip
 # Instructions per element on sm_90 that are promised, where that is less.
 PROMISED = {
     ("gbm_step", ""): 48, ("gbm_step", "float32"): 48, ("gbm_step", "linear"): 48,
-    ("gbm_step", "log"): 64, ("gbm_step", "log float32"): 64, ("rotation_step", "angles history"): 60,
-    ("rotation_step", "geodesic history"): 60, ("ring_step", "flow history"): 60, ("egd_step", ""): 16,
+    ("gbm_step", "log"): 64, ("gbm_step", "log float32"): 64, ("gbm_step", "log net_in"): 64,
+    ("rotation_step", "angles history"): 60, ("rotation_step", "geodesic history"): 60,
+    ("ring_step", "flow history"): 60, ("egd_step", ""): 16,
 }  # fmt: skip
 # The model's time of memory over that of the slowest other part, on an H100: what is promised, or what it is now, less
 # the margin.
 SLACK = {
-    ("fill_normal", ""): 0.93, ("gbm_perturb", "x_t"): 1.59, ("gbm_perturb", "net_in z"): 1.31,
+    ("fill_normal", ""): 0.96, ("gbm_perturb", "x_t"): 1.62, ("gbm_perturb", "net_in z"): 1.38,
     ("gbm_step", ""): 1.8, ("gbm_step", "float32"): 1.8, ("gbm_step", "linear"): 1.8,
-    ("gbm_step", "log"): 1.22, ("gbm_step", "log float32"): 1.6, ("gbm_step", "log net_in"): 1.4,
+    ("gbm_step", "log"): 1.31, ("gbm_step", "log float32"): 1.6, ("gbm_step", "log net_in"): 1.6,
     ("gbm_step", "log net_in history"): 1.6, ("gbm_step", "log linear net_in history"): 1.6,
-    ("rotation_perturb", ""): 1.72, ("rotation_step", ""): 1.8,
+    ("rotation_perturb", ""): 1.73, ("rotation_step", ""): 1.8,
     ("rotation_step", "float32"): 1.8, ("rotation_step", "history"): 1.8, ("rotation_step", "angles history"): 1.8,
-    ("rotation_step", "geodesic history"): 1.8, ("ring_step", "flow history"): 1.3, ("ring_step", "noise"): 0.92,
+    ("rotation_step", "geodesic history"): 1.8, ("ring_step", "flow history"): 1.3, ("ring_step", "noise"): 1.3,
     ("ring_step", "noise restart history"): 1.3,
     ("egd_step", ""): 1.8,
 }  # fmt: skip

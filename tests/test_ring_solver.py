@@ -99,11 +99,18 @@ def test_the_flow_converges_to_the_ambient_solvers(quadratic: RotationModel, sol
     check_order([float(angles(draw(quadratic, 400, solver, k), exact).median()) for k in (9, 17, 33)], order)
 
 
-@pytest.mark.parametrize(("solver", "order"), [(RingSplitting(eta=1.0), 2), (RingSplitting(False, eta=1.0), 1)])
-def test_the_reversed_sde_converges_weakly(mixture: RotationModel, solver: Solver, order: int) -> None:
-    n = 40_000
-    errors = [legendre_error(draw(mixture, n, solver, k)) for k in (5, 9)]
-    assert errors[0] > 5 * 0.5 / n**0.5  # of the Monte Carlo error
+@pytest.mark.parametrize(
+    ("solver", "order", "steps"),
+    [(RingSplitting(eta=1.0), 2, (7, 13)), (RingSplitting(midpoint=False, eta=1.0), 1, (5, 9))],
+)
+def test_the_reversed_sde_converges_weakly(
+    mixture: RotationModel, solver: Solver, order: int, steps: tuple[int, int]
+) -> None:
+    """Of the errors' squares, what the draw of so many samples adds to them is taken off."""
+    n = 160_000
+    of_the_draw = 0.5 / n**0.5
+    errors = [math.sqrt(legendre_error(draw(mixture, n, solver, k)) ** 2 - of_the_draw**2) for k in steps]
+    assert errors[0] > 5 * of_the_draw
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.4), errors
 
 
@@ -196,6 +203,7 @@ def test_plans(solver: RingSplitting, steps: int) -> None:
     assert plan.levels[0] == pytest.approx(model.process.clock_max)
     assert steps == 1 or plan.levels[-1] == pytest.approx(CLOCK_MIN)
     drift, noise, c_in = plan.table.T
+    drift = math.pi * drift
     assert np.isfinite(drift).all()
     assert (c_in == math.sqrt(3)).all()
     assert noise[-1] == 0
@@ -208,7 +216,7 @@ def test_overshoot_and_noise_make_up_a_step(eta: float) -> None:
     """Flow for a clock of 4 sqrt(d) drift / rho to B' (B' / B)^eta, then noise of a clock of 2 noise^2 back to B'."""
     model = rough_model(RING)
     plan = RingSplitting(eta=eta).plan(model, 10)
-    drift, noise, _ = plan.table.T
+    drift, noise = math.pi * plan.table.T[:2]
     clock = 4 * drift / model.coefficients(plan.levels)[:, 2]
     before, after = plan.levels[:-2:2], plan.levels[2::2]
     assert (noise[::2] == 0).all()

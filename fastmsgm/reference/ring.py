@@ -1,8 +1,8 @@
 """Ring: ``ring_step``, Givens rotations of neighbouring features around a ring, on rows of any norm, which they keep.
 
-A rotation of pair k by the angle a turns the features k and k + 1 (mod d),
+A rotation of pair k by a half turns turns the features k and k + 1 (mod d),
 
-    x_k' = cos(a) x_k + sin(a) x_{k+1},    x_{k+1}' = cos(a) x_{k+1} - sin(a) x_k,
+    x_k' = cos(pi a) x_k + sin(pi a) x_{k+1},    x_{k+1}' = cos(pi a) x_{k+1} - sin(pi a) x_k,
 
 and pairs without a common feature form a group that turns at once: even pairs, odd pairs (the one around the end among
 them where d is even), and for odd d the pair around the end alone. With f the network's raw output, xi normals, and
@@ -17,6 +17,8 @@ length, and the group where both meet turns once.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -25,7 +27,7 @@ from fastmsgm import rng
 from .gbm import is_normal
 
 RING_COLUMNS = ("drift", "noise", "c_in")  # of a table, in order
-LARGEST = 8192.0  # no larger phi is taken, and no noise beyond an eighth of it, whose normals stay below 7
+LARGEST = 8192.0  # half turns: no larger phi is taken, and no noise beyond an eighth of it, whose normals stay below 7
 
 
 def ring_step(
@@ -40,14 +42,15 @@ def ring_step(
             5e-7 of it at most, and every later step finds that norm again, so that no drift builds up.
         f: (n, d) the network's raw output at x, float32, bfloat16 or float16.
         bad: (n,) int32, -1 before; receives the first step at which the sample was lost: something that came in was
-            not finite, the square of the norm was no normal number (as of a zero row), a phi was beyond 8192, or noise
-            beyond 1024. A lost row is NaN in out, history and net_in.
+            not finite, the square of the norm was no normal number (as of a zero row), a phi was beyond 8192 half
+            turns, or noise beyond 1024. A lost row is NaN in out, history and net_in.
         history: (n, d) or None; without ``restart`` it receives x.
         net_in: (n, d) or None; receives c_in x', the network's next input, in its own dtype.
         restart: turn ``history`` instead of x, by the angles of x. Half the drift and no noise without restart, then
             all of it with restart, is the midpoint rule.
-        noisy: with noise: a pair's normal is the feature of its own number of ``Kind.STEP``, and the last group is the
-            first where the uniform of ``Kind.ANGLE`` is above 1/2.
+        noisy: with noise, of ``Kind.STEP``. The last group turns first where a sample's second word is odd, a bit that
+            float32 normals are blind to. A pair's normal is that of its own number, but where the last group turns
+            first and d is even that of the number before.
     """
     drift, noise, c_in = rng.row_of(table, stream, step).to(x.dtype).unbind(0)
     n, d = x.shape
@@ -58,9 +61,10 @@ def ring_step(
     groups = _groups(d)
     if noisy:
         xi = _taken(noise, LARGEST / 8) * rng.normals(n, d, stream, rng.Kind.STEP, step, x.dtype)
-        tails = rng.uniforms(n, 1, stream, rng.Kind.ANGLE, step)[:, :1] > 0.5
-        in_order, reverse = (_flow_and_noise(base, phi, xi, order) for order in (groups, groups[::-1]))
-        new = torch.where(tails, reverse, in_order)
+        odd = rng.words(n, 1, stream, rng.Kind.STEP, step)[:, :1, 1] % 2 == 1
+        in_order = _flow_and_noise(base, phi, xi, groups)
+        reverse = _flow_and_noise(base, phi, xi if d % 2 else xi.roll(1, 1), groups[::-1])
+        new = torch.where(odd, reverse, in_order)
     else:
         new = _strang(base, phi, groups)
     turned = (new * new).sum(1, keepdim=True)
@@ -108,7 +112,8 @@ def _turn(x: Tensor, angle: Tensor, pairs: range) -> Tensor:
     """The pairs k of ``pairs``, by the angles of their columns."""
     here = torch.arange(pairs.start, pairs.stop, pairs.step, device=x.device)
     behind = (here + 1) % x.shape[1]
-    cos, sin = torch.cos(angle[:, here]), torch.sin(angle[:, here])
+    angle = math.pi * (angle - 2 * torch.round(angle / 2))[:, here]  # whole turns are taken off exactly
+    cos, sin = torch.cos(angle), torch.sin(angle)
     new = x.clone()
     new[:, here] = cos * x[:, here] + sin * x[:, behind]
     new[:, behind] = cos * x[:, behind] - sin * x[:, here]

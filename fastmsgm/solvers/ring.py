@@ -88,5 +88,6 @@ class RingSplitting(Solver):
             noises += [0.0, noise]
             restart += [False, True]
         drift = np.array(lengths) / 4 * model.coefficients(np.array(levels))[:, 2]
-        table = np.stack((drift, noises, np.full(len(levels), model.input_scale)), axis=1)
+        half_turns = np.stack((drift, noises)) / math.pi
+        table = np.stack((*half_turns, np.full(len(levels), model.input_scale)), axis=1)
         return RingPlan(np.array(levels), table, tuple(restart), tuple(noise > 0 for noise in noises))

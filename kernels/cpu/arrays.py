@@ -9,10 +9,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from torch import Tensor
 
+from .compile import routine
 from .scalar import from_bfloat, from_half, intrinsic, to_bfloat, to_half
 
 ABSENT, FLOAT, _BFLOAT, _HALF = range(4)  # formats
@@ -54,7 +55,7 @@ def address(stream: Tensor, step: int, rows: int | None = None) -> tuple[np.ndar
     return numbers, step
 
 
-@njit(nogil=True, cache=True)
+@routine
 def copy(size, x, out):
     for i in range(size):
         out[i] = x[i]
@@ -63,7 +64,7 @@ def copy(size, x, out):
 # ---- sides of the network ----
 
 
-@njit(nogil=True, cache=True)
+@routine
 def widen(size, kind, bits, x):
     """The 16-bit floats of a side in float32."""
     if kind == _BFLOAT:
@@ -74,7 +75,7 @@ def widen(size, kind, bits, x):
             x[i] = from_half(bits[i])
 
 
-@njit(nogil=True, cache=True)
+@routine
 def write(size, kind, x, floats, bits):
     """x, rounded to the side's format."""
     if kind == FLOAT:

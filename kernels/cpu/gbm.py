@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 from torch import Tensor
 
 from fastmsgm import rng
 
 from .arrays import ABSENT, FLOAT, address, copy, flat, network_side, optional, prefetch_step, step_arrays, widen, write
+from .compile import allocating, routine
 from .philox import BLOCK, block_noise, buffers, extent, floats, unsigned_range
 from .scalar import NAN, NORMALS, SIGN, above_tiny, exp2, fma, from_bits, is_normal, log2_abs, to_bits
 from .threads import over_rows
@@ -73,19 +73,31 @@ def _row(table_row: Tensor, linear: bool, log_state: bool) -> tuple[np.float32, 
 # ---- a range of rows ----
 
 
-@njit(nogil=True, cache=True)
-def _fill_rows(first, last, d, out, stream, kind, step):
-    room = buffers(d)
+@allocating
+def _fill_rows(first, last, d, *arguments):
+    _fill_blocks(first, last, d, buffers(d), *arguments)
+
+
+@routine
+def _fill_blocks(first, last, d, room, out, stream, kind, step):
     quads = (d + 3) // 4
     for quad in range(first * quads, last * quads, BLOCK):
         count, start, stop = extent(quad, last * quads, d)
         block_noise(quad, count, d, stream, kind, step, room, out[start:stop])
 
 
-@njit(nogil=True, cache=True)
-def _perturb_rows(first, last, d, x0, coefficients, stream, kind, step, x_t, net_dtype, net_in, net_bits, z_out):
-    room = buffers(d)
-    z, shift_of, s_of, c_in_of, t, y = floats(), floats(), floats(), floats(), floats(), floats()
+@allocating
+def _perturb_rows(first, last, d, *arguments):
+    _perturb_blocks(
+        first, last, d, buffers(d), (floats(), floats(), floats(), floats(), floats(), floats()), *arguments
+    )
+
+
+@routine
+def _perturb_blocks(
+    first, last, d, room, space, x0, coefficients, stream, kind, step, x_t, net_dtype, net_in, net_bits, z_out
+):
+    z, shift_of, s_of, c_in_of, t, y = space
     quads = (d + 3) // 4
     for quad in range(first * quads, last * quads, BLOCK):
         count, start, stop = extent(quad, last * quads, d)
@@ -103,12 +115,17 @@ def _perturb_rows(first, last, d, x0, coefficients, stream, kind, step, x_t, net
             copy(size, z, z_out[start:stop])
 
 
-@njit(nogil=True, cache=True)
-def _step_rows(
-    first, last, d, x_all, f_dtype, f_all, f_bits, bad, out, history, net_dtype, net_in, net_bits, row, stream, step,
-    stein, linear, log_state, in_place,
+@allocating
+def _step_rows(first, last, d, *arguments):
+    _step_blocks(first, last, d, buffers(d), (floats(), floats(), floats()), *arguments)
+
+
+@routine
+def _step_blocks(
+    first, last, d, room, space, x_all, f_dtype, f_all, f_bits, bad, out, history, net_dtype, net_in, net_bits, row,
+    stream, step, stein, linear, log_state, in_place,
 ):  # fmt: skip
-    room, z, widened, t = buffers(d), floats(), floats(), floats()
+    z, widened, t = space
     quads = (d + 3) // 4
     for quad in range(first * quads, last * quads, BLOCK):
         count, start, stop = extent(quad, last * quads, d)
@@ -143,30 +160,30 @@ def _step_rows(
 # ---- the loops of a block: one pass each, no branch within ----
 
 
-@njit(nogil=True, cache=True)
+@routine
 def _scale(size, factor, x):
     for i in range(size):
         x[i] = factor * x[i]
 
 
-@njit(nogil=True, cache=True)
+@routine
 def _log(size, x, factor, y):
     for i in range(size):
         y[i] = factor * log2_abs(x[i])
 
 
-@njit(nogil=True, cache=True)
+@routine
 def _denoised(x, y, f, k0, k1, k2, stein):
     gain = k1 * x if stein else k1
     return fma(k0, y, fma(gain, f, k2))
 
 
-@njit(nogil=True, cache=True)
+@routine
 def _moved(x, t, linear):
     return fma(x, t, x) if linear else from_bits(to_bits(exp2(t)) | np.uint32(to_bits(x) & SIGN))
 
 
-@njit(nogil=True, cache=True)
+@routine
 def _step_log(size, x, f, z, row, stein, linear, t):
     """The new state, and t; whether all of it is normal numbers."""
     a, b, _, c, s, k0, k1, k2, _ = row
@@ -179,7 +196,7 @@ def _step_log(size, x, f, z, row, stein, linear, t):
     return worst < NORMALS
 
 
-@njit(nogil=True, cache=True)
+@routine
 def _step_multistep(size, x, f, z, row, stein, linear, history, t):
     """``_step_log`` with D read from ``history`` and written to it."""
     a, b, b_prev, c, s, k0, k1, k2, _ = row
@@ -194,7 +211,7 @@ def _step_multistep(size, x, f, z, row, stein, linear, history, t):
     return worst < NORMALS
 
 
-@njit(nogil=True, cache=True)
+@routine
 def _step_score(size, x, f, z, row, stein, linear):
     """The new state where no logarithm is needed; whether all of it is normal numbers."""
     c, s, k1 = row[3], row[4], row[6]
@@ -207,13 +224,13 @@ def _step_score(size, x, f, z, row, stein, linear):
     return worst < NORMALS
 
 
-@njit(nogil=True, cache=True)
+@routine
 def _poison(size, new):
     for i in range(size):
         new[i] = new[i] if is_normal(new[i]) else NAN
 
 
-@njit(nogil=True, cache=True)
+@routine
 def _mark(start, size, d, new, step, bad):
     """Write the step into ``bad`` for the samples that left the normal numbers, unless an earlier one is there."""
     for row in range(start // d, (start + size - 1) // d + 1):
@@ -224,7 +241,7 @@ def _mark(start, size, d, new, step, bad):
                     break
 
 
-@njit(nogil=True, cache=True)
+@routine
 def _per_element(start, size, d, coefficients, shift_of, s_of, c_in_of):
     """The coefficients of each element's sample, the first two in powers of two, the last for a logarithm to base 2."""
     row, column, i = start // d, start % d, 0
@@ -238,19 +255,19 @@ def _per_element(start, size, d, coefficients, shift_of, s_of, c_in_of):
         i, row, column = end, row + 1, 0
 
 
-@njit(nogil=True, cache=True)
+@routine
 def _perturb_increment(size, z, shift_of, s_of, t):
     for i in range(size):
         t[i] = fma(s_of[i], z[i], shift_of[i])
 
 
-@njit(nogil=True, cache=True)
+@routine
 def _perturb_scale(size, x, t, x_t):
     for i in range(size):
         x_t[i] = x[i] * exp2(t[i])
 
 
-@njit(nogil=True, cache=True)
+@routine
 def _perturb_log(size, x, t, c_in_of, y):
     for i in range(size):
         y[i] = c_in_of[i] * (log2_abs(x[i]) + t[i])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 from torch import Tensor
 
 from .arrays import flat
+from .compile import routine
 from .scalar import SIGN, exp2, from_bits, is_normal, to_bits
 from .threads import over_rows
 
@@ -22,12 +22,12 @@ def egd_step(w: Tensor, g: Tensor, lr: Tensor) -> None:
     over_rows(_egd_range, w.numel(), 1, flat(w), flat(g), rate)
 
 
-@njit(nogil=True, cache=True)
+@routine
 def _egd_range(first, last, w, g, rate):
     _update(last - first, w[first:last], g[first:last], rate)
 
 
-@njit(nogil=True, cache=True)
+@routine
 def _update(size, w, g, rate):
     for i in range(size):
         sign = np.uint32(to_bits(w[i]) & SIGN)
@@ -37,7 +37,7 @@ def _update(size, w, g, rate):
         w[i] = new if is_normal(w[i]) else w[i]
 
 
-@njit(nogil=True, cache=True)
+@routine
 def _clamp(x, low, high):
     """x within low .. high; NaN stays NaN."""
     x = low if x < low else x

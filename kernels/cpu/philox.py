@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils, codegen
 
 from fastmsgm import rng
 
+from .compile import allocating, routine
 from .scalar import cosine_sine, fma, intrinsic, log2
 
 BLOCK = 256  # quads: every buffer of a block fits into the L1 cache
@@ -31,30 +32,29 @@ _KEYS0 = tuple(np.uint64(i * rng.PHILOX_W0 % 2**32) for i in range(rng.ROUNDS))
 _KEYS1 = tuple(np.uint64(i * rng.PHILOX_W1 % 2**32) for i in range(rng.ROUNDS))
 _MINUS_2_LN2 = np.float32(rng.MINUS_2_LN2)
 _UNIFORM_SCALE, _UNIFORM_SHIFT, _ANGLE_SCALE = np.float32(2.0**-32), np.float32(2.0**-33), np.float32(2.0**-29)
-_HALF_WAY = np.uint32(2**31)
 _EIGHTH, _QUADRANT = np.uint32(2**29), np.uint32(30)  # of a turn; the shift that leaves the quadrant
 
 
-@njit(nogil=True, cache=True)
+@routine
 def unsigned_range(start, stop):
     """A range whose indices need no test for a negative one."""
     return range(np.uint64(start), np.uint64(stop))
 
 
-@njit(nogil=True, cache=True)
+@allocating
 def floats():
     """Room for one number for each element of a block. Every buffer is an allocation of its own:
     LLVM then knows that they do not overlap."""
     return np.empty(4 * BLOCK, np.float32)
 
 
-@njit(nogil=True, cache=True)
+@allocating
 def words():
     """Room for one 64-bit word for each quad of a block."""
     return np.empty(BLOCK + VECTOR, np.uint64)
 
 
-@njit(nogil=True, cache=True)
+@allocating
 def buffers(d):
     """Room for the noise of rows of d features, of one kind and step: tables by quad and the upper word of the samples
     that they are for (-1: none yet), products by sample, the words for radii and for angles, padded normals."""
@@ -62,7 +62,7 @@ def buffers(d):
     return tables, np.full(1, -1, np.int64), words(), words(), words(), floats()
 
 
-@njit(nogil=True, cache=True)
+@routine
 def block_noise(first, count, d, stream, kind, step, room, z):
     """Fill z with the normals of ``count`` quads from ``first`` on, in the elements' order."""
     block_words(first, count, d, stream, kind, step, room)
@@ -74,16 +74,16 @@ def block_noise(first, count, d, stream, kind, step, room, z):
         pack(first, count, (d + 3) // 4, d, padded, z)
 
 
-@njit(nogil=True, cache=True)
-def coins(first, count, stream, kind, step, room, heads):
-    """Whether the first uniform of each of ``count`` samples of one quad from ``first`` on is below 1/2."""
+@routine
+def odd_words(first, count, stream, kind, step, room, odd):
+    """Whether the second word of each of ``count`` samples from ``first`` on, the first one for angles, is odd."""
     block_words(first, count, 1, stream, kind, step, room)
-    words = room[3].view(np.uint32)
+    words = room[4].view(np.uint32)
     for r in range(count):
-        heads[r] = words[2 * r] < _HALF_WAY
+        odd[r] = np.uint32(words[2 * r] & np.uint32(1)) != 0
 
 
-@njit(nogil=True, cache=True)
+@routine
 def block_words(first, count, d, stream, kind, step, room):
     """Fill the room's words with those of ``count`` quads from ``first`` on."""
     tables, upper, products, radius_words, angle_words, _ = room
@@ -103,7 +103,7 @@ def block_words(first, count, d, stream, kind, step, room):
         done = stop
 
 
-@njit(nogil=True, cache=True)
+@routine
 def extent(quad, end, d):
     """Of the block of quads from ``quad`` to ``end`` at most: how many it has, and where in the flat (n, d) array its
     elements start and stop."""
@@ -111,7 +111,7 @@ def extent(quad, end, d):
     return count, _element(quad, d), _element(quad + count, d)
 
 
-@njit(nogil=True, cache=True)
+@routine
 def _element(quad, d):
     """Index, in the flat (n, d) array, of the first element of a quad of the flat list."""
     quads = (d + 3) // 4
@@ -125,7 +125,7 @@ def _element(quad, d):
 # high(p0) ^ c3 ^ k1, low(p0). At first c0 is the quad, c1 the sample, c2 the kind and the sample's upper word.
 
 
-@njit(nogil=True, cache=True)
+@routine
 def rounds_of_quads(quad, count, quads, upper, kind, step, seed, tables):
     """What rounds 1 to 3 have of the quads: of ``count`` from ``quad`` on, after the last of a row its first again. In
     order: c3 ^ k1 of round 2, c1 ^ k0 and the halves of p0 of round 3, the upper one ^ k1."""
@@ -145,7 +145,7 @@ def rounds_of_quads(quad, count, quads, upper, kind, step, seed, tables):
         i, quad = end, 0
 
 
-@njit(nogil=True, cache=True)
+@routine
 def rounds_of_samples(quad, count, quads, sample, kind, seed, products):
     """p0 of round 2, which depends on the sample alone, for ``count`` quads from ``quad`` of this sample on."""
     seed0 = np.uint64(seed) & _LOW_HALF
@@ -216,7 +216,7 @@ def _splat(builder, scalar, lanes):
     return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes))
 
 
-@njit(nogil=True, cache=True)
+@routine
 def normals(count, radius_words, angle_words, z):
     """Box-Muller on ``count`` pairs of 32-bit words; two normals each."""
     for k in range(count):
@@ -230,7 +230,7 @@ def normals(count, radius_words, angle_words, z):
         z[2 * k + 1] = radius * y
 
 
-@njit(nogil=True, cache=True)
+@routine
 def pack(first, count, quads, d, z, packed):
     """Leave out the normals that pad every row to whole quads."""
     source, target, quad = 0, 0, first % quads

@@ -6,25 +6,20 @@ their sines and cosines in loops over its elements, then the groups row by row. 
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
-from numba import njit
 from torch import Tensor
 
 from fastmsgm import rng
 
 from .arrays import FLOAT, address, copy, prefetch_step, step_arrays, widen
-from .philox import BLOCK, buffers, coins, unsigned_range
+from .compile import allocating, routine
+from .philox import BLOCK, buffers, odd_words, unsigned_range
 from .rows import combine, elements, mark_lost, put_tile, row_noise, row_numbers, square_of, tile
-from .scalar import HALF, NAN, ONE, ZERO, cosine_sine, fma, from_bits, is_normal, to_bits
+from .scalar import HALF, NAN, ONE, fma, from_bits, half_turns, is_normal, to_bits
 from .threads import over_rows
 
-_LARGEST = np.float32(8192.0)  # no larger phi is taken
-_QUARTERS = np.float32(2 / math.pi)
-# pi/2 in parts, the first of so few bits that its product with the 14 bits of a sum's quarter turns is exact.
-_HIGH, _MIDDLE, _LOW = np.float32(1.5703125), np.float32(0.0004837512969970703), np.float32(7.54979e-8)
-_EIGHTHS = np.float32(4 / math.pi)
+_LARGEST = np.float32(8192.0)  # half turns: no larger phi is taken
+_NEXT = np.uint64(1)  # unsigned, as what it is added to: no index needs a test for a negative one
 _LAST_BITS = np.uint32(16)
 
 
@@ -42,24 +37,32 @@ def ring_step(
 # ---- a range of rows ----
 
 
-@njit(nogil=True, cache=True)
-def _step_rows(
-    first, last, d, x_all, f_dtype, f_all, f_bits, bad, out, history, net_dtype, net_in, net_bits, numbers, stream,
-    step, restart, noisy,
+@allocating
+def _step_rows(first, last, d, *arguments):
+    rows = row_numbers(), np.zeros(BLOCK, np.bool_)
+    space = buffers(d), buffers(1), elements(d), elements(d), elements(d), elements(d), elements(d), elements(d)
+    _step_tiles(first, last, d, rows, space, (_last_group(d), _even_group(d), _halves(d)), *arguments)
+
+
+@routine
+def _step_tiles(
+    first, last, d, rows_space, space, weights, x_all, f_dtype, f_all, f_bits, bad, out, history, net_dtype, net_in,
+    net_bits, numbers, stream, step, restart, noisy,
 ):  # fmt: skip
     drift, noise, c_in = numbers
     noise = noise if abs(noise) <= _LARGEST / np.float32(8.0) else NAN
-    room, coin_room, heads = buffers(d), buffers(1), np.ones(BLOCK, np.bool_)
-    widened, new, square = elements(d), elements(d), row_numbers()
-    xi, angle, cos, sin = elements(d), elements(d), elements(d), elements(d)
-    of_last, of_even, half = _last_group(d), _even_group(d), _halves(d)
+    square, reverse = rows_space
+    room, word_room, widened, new, xi, angle, cos, sin = space
+    of_last, of_even, half = weights
     for row in range(first, last, tile(d)):
         rows = min(tile(d), last - row)
         start, stop = row * d, (row + rows) * d
         prefetch_step(start, stop, x_all, f_all, f_bits, history)
         if noisy:
-            row_noise(row, rows, d, stream, rng.Kind.STEP.value, step, room, xi)
-            coins(row, rows, stream, rng.Kind.ANGLE.value, step, coin_room, heads)
+            row_noise(row, rows, d, stream, rng.Kind.STEP.value, step, room, angle)
+            odd_words(row, rows, stream, rng.Kind.STEP.value, step, word_room, reverse)
+            for r in range(rows):
+                _noise_angles(d, reverse[r], noise, angle[r * d :], xi[r * d :])
         if f_dtype == FLOAT:
             f = f_all[start:stop]
         else:
@@ -73,18 +76,17 @@ def _step_rows(
             square[r] = square_of(new, r * d, r * d + d)
         _flow_angles(rows, d, x, f, drift, angle)
         for r in range(rows):
-            if not noisy:
-                _multiply(d, half, angle[r * d :])
+            if noisy:
+                _add_products(d, xi[r * d :], of_even if reverse[r] else of_last, angle[r * d :])
             else:
-                _add_products(d, noise, xi[r * d :], of_last if heads[r] else of_even, angle[r * d :])
+                _multiply(d, half, angle[r * d :])
         _circles(rows * d, angle, cos, sin)
         for r in range(rows):
-            _turn_there(d, r * d, heads[r], cos, sin, new)
+            _turn_there(d, r * d, reverse[r], cos, sin, new)
         if noisy:
-            combine(angle, (noise,), (xi,), 0, rows * d)
-            _circles(rows * d, angle, cos, sin)
+            _circles(rows * d, xi, cos, sin)
         for r in range(rows):
-            _turn_back(d, r * d, heads[r], cos, sin, new)
+            _turn_back(d, r * d, reverse[r], cos, sin, new)
         for r in range(rows):
             turned = square_of(new, r * d, r * d + d)
             if is_normal(square[r]) and is_normal(turned):
@@ -94,7 +96,7 @@ def _step_rows(
         put_tile(stop - start, new, c_in, out[start:stop], net_dtype, net_in[start:stop], net_bits[start:stop])
 
 
-@njit(nogil=True, cache=True)
+@allocating
 def _last_group(d):
     """1 for the pairs of the last group, else 0."""
     group = np.zeros(d, np.float32)
@@ -102,7 +104,7 @@ def _last_group(d):
     return group
 
 
-@njit(nogil=True, cache=True)
+@allocating
 def _even_group(d):
     """1 for the even pairs, else 0."""
     group = np.zeros(d, np.float32)
@@ -110,13 +112,13 @@ def _even_group(d):
     return group
 
 
-@njit(nogil=True, cache=True)
+@allocating
 def _halves(d):
     """What the groups turn by twice, and the last one once."""
     return (HALF + HALF * _last_group(d)).astype(np.float32)
 
 
-@njit(nogil=True, cache=True)
+@routine
 def _to_20_bits(square):
     half = np.uint32(_LAST_BITS >> np.uint32(1))
     return from_bits(np.uint32(np.uint32(to_bits(square) + half) & np.uint32(~np.uint32(_LAST_BITS - np.uint32(1)))))
@@ -125,11 +127,11 @@ def _to_20_bits(square):
 # ---- angles ----
 
 
-@njit(nogil=True, cache=True)
+@routine
 def _flow_angles(rows, d, x, f, drift, angle):
     """phi, NaN beyond the largest."""
-    for i in range(rows * d - 1):
-        phi = drift * fma(x[i + 1], f[i], -(x[i] * f[i + 1]))
+    for i in unsigned_range(0, rows * d - 1):
+        phi = drift * fma(x[i + _NEXT], f[i], -(x[i] * f[i + _NEXT]))
         angle[i] = phi if abs(phi) <= _LARGEST else NAN
     for r in range(rows):
         i, j = r * d + d - 1, r * d
@@ -137,68 +139,75 @@ def _flow_angles(rows, d, x, f, drift, angle):
         angle[i] = phi if abs(phi) <= _LARGEST else NAN
 
 
-@njit(nogil=True, cache=True)
+@routine
 def _multiply(d, weights, angle):
     for k in range(d):
         angle[k] = weights[k] * angle[k]
 
 
-@njit(nogil=True, cache=True)
-def _add_products(d, noise, xi, weights, angle):
+@routine
+def _noise_angles(d, reverse, noise, z, xi):
+    """noise times the pairs' normals, which for even d and in ``reverse`` are those of the pairs before."""
+    if d % 2 or not reverse:
+        for k in unsigned_range(0, d):
+            xi[k] = noise * z[k]
+    else:
+        ahead = xi[1:d]
+        for k in unsigned_range(0, d - 1):
+            ahead[k] = noise * z[k]
+        xi[0] = noise * z[d - 1]
+
+
+@routine
+def _add_products(d, xi, weights, angle):
     for k in range(d):
-        angle[k] = fma(weights[k], noise * xi[k], angle[k])
+        angle[k] = fma(weights[k], xi[k], angle[k])
 
 
-@njit(nogil=True, cache=True)
+@routine
 def _circles(size, angle, cos, sin):
     """Cosines and sines of the angles; NaN of NaN."""
     for i in range(size):
-        valid = angle[i] == angle[i]
-        turns = np.rint((angle[i] if valid else ZERO) * _QUARTERS)
-        rest = fma(-turns, _LOW, fma(-turns, _MIDDLE, fma(-turns, _HIGH, angle[i])))
-        x, y = cosine_sine(np.uint32(np.int32(turns)), rest * _EIGHTHS)
-        cos[i] = x if valid else NAN
-        sin[i] = y if valid else NAN
+        cos[i], sin[i] = half_turns(angle[i])
 
 
 # ---- groups, of the row that begins at ``begin``; even and odd pairs are those that do not go around the end ----
 
 
-@njit(nogil=True, cache=True)
-def _turn_there(d, begin, forth, cos, sin, x):
-    """All groups, from the first on (``forth``) or from the last one."""
-    if forth:
-        _turn_pairs(d, 0, begin, cos, sin, x)
-        _turn_pairs(d, 1, begin, cos, sin, x)
+@routine
+def _turn_there(d, begin, reverse, cos, sin, x):
+    """All groups, from the first on or from the last one."""
+    if reverse:
         _turn_around(d, begin, cos, sin, x)
+        _turn_pairs(d, 1, begin, cos, sin, x)
+        _turn_pairs(d, 0, begin, cos, sin, x)
     else:
-        _turn_around(d, begin, cos, sin, x)
-        _turn_pairs(d, 1, begin, cos, sin, x)
         _turn_pairs(d, 0, begin, cos, sin, x)
+        _turn_pairs(d, 1, begin, cos, sin, x)
+        _turn_around(d, begin, cos, sin, x)
 
 
-@njit(nogil=True, cache=True)
-def _turn_back(d, begin, forth, cos, sin, x):
+@routine
+def _turn_back(d, begin, reverse, cos, sin, x):
     """All groups but the one that came last, the others in reverse."""
-    if d % 2 or not forth:
+    if d % 2 or reverse:
         _turn_pairs(d, 1, begin, cos, sin, x)
-    if forth:
-        _turn_pairs(d, 0, begin, cos, sin, x)
-    else:
+    if reverse:
         _turn_around(d, begin, cos, sin, x)
+    else:
+        _turn_pairs(d, 0, begin, cos, sin, x)
 
 
-@njit(nogil=True, cache=True)
+@routine
 def _turn_pairs(d, first, begin, cos, sin, x):
     """The even (``first`` 0) or odd (1) pairs."""
-    begin += first
     for j in unsigned_range(0, (d - first) // 2):
-        i = begin + 2 * j
-        a, b, c, s = x[i], x[i + 1], cos[i], sin[i]
-        x[i], x[i + 1] = fma(c, a, s * b), fma(c, b, -(s * a))
+        i = np.uint64(begin + first) + np.uint64(2) * j
+        a, b, c, s = x[i], x[i + _NEXT], cos[i], sin[i]
+        x[i], x[i + _NEXT] = fma(c, a, s * b), fma(c, b, -(s * a))
 
 
-@njit(nogil=True, cache=True)
+@routine
 def _turn_around(d, begin, cos, sin, x):
     end = begin + d - 1
     a, b, c, s = x[end], x[begin], cos[end], sin[end]

@@ -7,7 +7,6 @@ Threads take ranges of rows, and a range is worked on a tile at a time (rows.py)
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from torch import Tensor
 
 from fastmsgm import rng
@@ -26,6 +25,7 @@ from .arrays import (
     widen,
     write,
 )
+from .compile import allocating, routine
 from .philox import BLOCK, block_noise, buffers, floats
 from .rotation_flow import back_numbers, bilinear, flow_rows, project, turn_numbers
 from .rotation_geodesic import exponential_rows
@@ -60,7 +60,7 @@ def rotation_step(
 # ---- a range of rows ----
 
 
-@njit(nogil=True, cache=True)
+@allocating
 def _numbers():
     """Room for the numbers of a tile, allocated once."""
     return (
@@ -69,12 +69,20 @@ def _numbers():
     )  # fmt: skip
 
 
-@njit(nogil=True, cache=True)
-def _perturb_rows(first, last, d, u_all, coefficients, table, stream, step, u_t, net_dtype, net_in, net_bits, target):
-    room, angle_room, z = buffers(d), buffers(1), floats()
-    xi, new = elements(d), elements(d)
+@allocating
+def _perturb_rows(first, last, d, *arguments):
+    space = buffers(d), buffers(1), floats(), elements(d), elements(d)
+    _perturb_tiles(first, last, d, space, _numbers(), *arguments)
+
+
+@routine
+def _perturb_tiles(
+    first, last, d, space, numbers_of_rows, u_all, coefficients, table, stream, step, u_t, net_dtype, net_in, net_bits,
+    target,
+):  # fmt: skip
+    room, angle_room, z, xi, new = space
     no_xi = xi[:0]
-    scale, xi_u, square, rest, v, g, a, b = _numbers()[:8]
+    scale, xi_u, square, rest, v, g, a, b = numbers_of_rows[:8]
     for row in range(first, last, tile(d)):
         rows = min(tile(d), last - row)
         start, stop = row * d, (row + rows) * d
@@ -102,15 +110,21 @@ def _perturb_rows(first, last, d, u_all, coefficients, table, stream, step, u_t,
             write(stop - start, net_dtype, new, net_in[start:stop], net_bits[start:stop])
 
 
-@njit(nogil=True, cache=True)
-def _step_rows(
-    first, last, d, u_all, f_dtype, f_all, f_bits, bad, out, history, net_dtype, net_in, net_bits, numbers, angles,
-    stream, step, geodesic,
+@allocating
+def _step_rows(first, last, d, *arguments):
+    lost = np.empty(BLOCK, np.bool_)
+    space = buffers(d), buffers(1), floats(), elements(d), elements(d), elements(d), elements(d), lost
+    _step_tiles(first, last, d, space, _numbers(), *arguments)
+
+
+@routine
+def _step_tiles(
+    first, last, d, space, numbers_of_rows, u_all, f_dtype, f_all, f_bits, bad, out, history, net_dtype, net_in,
+    net_bits, numbers, angles, stream, step, geodesic,
 ):  # fmt: skip
+    room, angle_room, z, widened, xi, tangent, buffer, lost = space
     noisy = numbers[5] != 0 if geodesic else len(angles) > 0 and numbers[7] != 0
-    room, angle_room, z = buffers(d), buffers(1), floats()
-    widened, xi, tangent, buffer = elements(d), elements(d), elements(d), elements(d)
-    no_xi, space, lost = xi[:0], _numbers(), np.empty(BLOCK, np.bool_)
+    no_xi = xi[:0]
     for row in range(first, last, tile(d)):
         rows = min(tile(d), last - row)
         start, stop = row * d, (row + rows) * d
@@ -126,12 +140,12 @@ def _step_rows(
         noise = xi if noisy else no_xi
         if geodesic:
             new = buffer[: stop - start]  # u is needed to the end
-            exponential_rows(rows, d, u, f, past, noise, numbers, tangent, new, lost, space)
+            exponential_rows(rows, d, u, f, past, noise, numbers, tangent, new, lost, numbers_of_rows)
         else:
             new = out[start:stop]
             if noisy:
                 block_noise(row, rows, 1, stream, rng.Kind.ANGLE.value, step, angle_room, z)
-            flow_rows(rows, d, u, f, past, noise, numbers, angles, z, tangent, new, lost, space)
+            flow_rows(rows, d, u, f, past, noise, numbers, angles, z, tangent, new, lost, numbers_of_rows)
         for r in range(rows):
             if lost[r]:
                 mark_lost(r, d, new, past, row + r, step, bad)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
+from .compile import routine
 from .rows import CHUNK, SHORTEST, combine, combine_products, measure, products
 from .scalar import INFINITY, ONE, TWO, ZERO, exp2
 
@@ -19,7 +19,7 @@ LONG = 64  # features from which on xi is far from parallel to u, so that one pr
 _Z_MAX, _Z_RANGE = np.float32(6.0), np.float32(12.0)  # angle tables have columns for z = -6 .. 6
 
 
-@njit(nogil=True, cache=True)
+@routine
 def flow_rows(rows, d, u, f, past, xi, numbers, angles, z, tangent, new, lost, space):
     """``new``, which may be u, from u; D goes into ``past``. ``tangent`` holds the tangent part of D_w."""
     alpha, sigma, w, length, spread = numbers[0], numbers[1], numbers[2], numbers[3], numbers[7]
@@ -69,7 +69,7 @@ def flow_rows(rows, d, u, f, past, xi, numbers, angles, z, tangent, new, lost, s
             combine(new, (stay[r] * a[r], stay[r] * b[r], across[r]), (u, tangent, xi), r * d, r * d + d)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@routine(error_model="numpy")
 def _flow_numbers(rows, length, scale, along, square, rest, lost, a, b):
     """u+ = a u + b tangent, by the tangent of half the angle; ``along`` is D_w.u."""
     for r in range(rows):
@@ -86,7 +86,7 @@ def _flow_numbers(rows, length, scale, along, square, rest, lost, a, b):
         lost[r] = not whole < INFINITY
 
 
-@njit(nogil=True, cache=True)
+@routine
 def project(rows, d, xi, u, scale, xi_u, square, rest):
     """xi <- its tangent part; the square of that, and its rest along u."""
     for r in range(rows):
@@ -100,7 +100,7 @@ def project(rows, d, xi, u, scale, xi_u, square, rest):
         square[r] = size - rest[r] * rest[r]
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@routine(error_model="numpy")
 def turn_numbers(rows, v, square, rest, scale, a, b):
     """u' = a u + b xi turns u by 1 - cos = v, which is clamped; where xi has no direction, v becomes 0."""
     for r in range(rows):
@@ -110,7 +110,7 @@ def turn_numbers(rows, v, square, rest, scale, a, b):
         v[r] = versine
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@routine(error_model="numpy")
 def back_numbers(rows, coefficients, v, g, square, rest, scale, a, b):
     """The target, a u + b xi: what points back from u', times its coefficients."""
     for r in range(rows):
@@ -123,14 +123,14 @@ def back_numbers(rows, coefficients, v, g, square, rest, scale, a, b):
 # ---- angles from a table ----
 
 
-@njit(nogil=True, cache=True)
+@routine
 def _linear(rows, angles, spread, z, v):
     for r in range(rows):
         column, part = _column(z[r], len(angles))
         v[r] = spread * (angles[column] + part * (angles[column + 1] - angles[column]))
 
 
-@njit(nogil=True, cache=True)
+@routine
 def bilinear(rows, coefficients, table, z, v, g):
     for r in range(rows):
         i, between = _cell(coefficients[r, 0], table.shape[1])
@@ -143,12 +143,12 @@ def bilinear(rows, coefficients, table, z, v, g):
         g[r] = g_low + between * (g_high - g_low)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@routine(error_model="numpy")
 def _column(z, columns):
     return _cell((z + _Z_MAX) * (np.float32(columns - 1) / _Z_RANGE), columns)
 
 
-@njit(nogil=True, cache=True)
+@routine
 def _cell(position, nodes):
     """The node below, and the part of the way to the next; NaN is taken for 0."""
     inside = min(position, np.float32(nodes - 1)) if position > ZERO else ZERO

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
+from .compile import routine
 from .rows import CHUNK, SHORTEST, combine, measure, products
 from .scalar import HALF, INFINITY, ONE, TWO, ZERO, fma, sine_cosine
 
 _HALF_TURNS = np.float32(1 / math.pi)  # half an angle in quarter turns
 
 
-@njit(nogil=True, cache=True)
+@routine
 def exponential_rows(rows, d, u, f, past, xi, numbers, tangent, new, lost, space):
     """``new`` from u; the velocity transported there goes into ``past``. ``tangent`` holds the velocity at u."""
     w, drift, noise, back = numbers[2], numbers[4], numbers[5], numbers[6]
@@ -47,7 +47,7 @@ def exponential_rows(rows, d, u, f, past, xi, numbers, tangent, new, lost, space
                 combine(past, (a_past[r], b_past[r], c_past[r]), (u, tangent, past), i, j)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@routine(error_model="numpy")
 def _exponential_numbers(
     rows, back, scale, square, rest, past_u, past_square, overlap, lost, a, b, c, a_past, b_past, c_past
 ):
@@ -72,7 +72,7 @@ def _exponential_numbers(
         lost[r] = not square[r] + way < INFINITY
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@routine(error_model="numpy")
 def _circle(square):
     """cos t, sin t / t, (1 - cos t) / t^2 for t^2, by sine and cosine of t / 2."""
     angle = np.sqrt(square)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 
 from .arrays import ABSENT, copy, write
+from .compile import allocating, routine
 from .philox import BLOCK, block_noise, extent
 from .scalar import NAN, ZERO, intrinsic
 
@@ -24,25 +25,25 @@ _LANES = (16, 4, 1)  # numbers worked on at a time, and partial sums, whatever t
 # ---- tiles ----
 
 
-@njit(nogil=True, cache=True)
+@routine
 def tile(d):
     """Rows of a tile."""
     return max(1, BLOCK // ((d + 3) // 4))
 
 
-@njit(nogil=True, cache=True)
+@allocating
 def elements(d):
     """Room for one number for each element of a tile."""
     return np.empty(tile(d) * d, np.float32)
 
 
-@njit(nogil=True, cache=True)
+@allocating
 def row_numbers():
     """Room for one number for each row of a tile."""
     return np.empty(BLOCK, np.float32)
 
 
-@njit(nogil=True, cache=True)
+@routine
 def row_noise(first, rows, d, stream, kind, step, room, xi):
     """The normals of ``rows`` rows from ``first`` on."""
     quads = (d + 3) // 4
@@ -51,7 +52,7 @@ def row_noise(first, rows, d, stream, kind, step, room, xi):
         block_noise(quad, count, d, stream, kind, step, room, xi[start - first * d : stop - first * d])
 
 
-@njit(nogil=True, cache=True)
+@routine
 def mark_lost(r, d, new, past, sample, step, bad):
     """Row r of a tile, which is ``sample``, is NaN from now on; an earlier step in ``bad`` stays."""
     new[r * d : r * d + d] = NAN
@@ -60,14 +61,14 @@ def mark_lost(r, d, new, past, sample, step, bad):
         bad[sample] = step
 
 
-@njit(nogil=True, cache=True, inline="always")
+@routine(inline="always")
 def put_tile(size, new, c_in, out, net_dtype, net_in, net_bits):
     """Write the tile out and, times c_in, to the network; ``new`` is used up."""
     copy(size, new, out)
     put_net(size, new, c_in, new, net_dtype, net_in, net_bits)
 
 
-@njit(nogil=True, cache=True, inline="always")
+@routine(inline="always")
 def put_net(size, new, c_in, scaled, net_dtype, net_in, net_bits):
     """Write c_in times the tile to the network, by way of ``scaled``."""
     if net_dtype != ABSENT:
@@ -78,7 +79,7 @@ def put_net(size, new, c_in, scaled, net_dtype, net_in, net_bits):
 # ---- a row ----
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@routine(error_model="numpy")
 def measure(begin, end, u, f, past, xi):
     """1 / |u| (NaN where |u|^2 is zero or infinite), and f.u, past.u and xi.u; an absent array (empty) gives 0."""
     square, f_u, past_u, xi_u = ZERO, ZERO, ZERO, ZERO
@@ -93,7 +94,7 @@ def measure(begin, end, u, f, past, xi):
     return np.sqrt(square) / square, f_u, past_u, xi_u
 
 
-@njit(nogil=True, cache=True)
+@routine
 def square_of(x, begin, end):
     total = ZERO
     for i in range(begin, end, CHUNK):

@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import extending, njit, types
+from numba import extending, types
 from numba.core import cgutils
 
 from fastmsgm import rng
+
+from ..polynomials import COS_OF_HALF_TURNS, SIN_OF_HALF_TURNS
+from .compile import routine
 
 SIGN = np.uint32(0x80000000)
 NAN, INFINITY = np.float32(np.nan), np.float32(np.inf)
@@ -29,6 +32,8 @@ _MANTISSA = np.uint32(23)  # bits
 _LOG2 = tuple(np.float32(c) for c in rng.LOG2)
 _SIN = tuple(np.float32(c) for c in rng.SIN)
 _COS = tuple(np.float32(c) for c in rng.COS)
+_SIN_OF_HALF_TURNS = tuple(np.float32(c) for c in SIN_OF_HALF_TURNS)
+_COS_OF_HALF_TURNS = tuple(np.float32(c) for c in COS_OF_HALF_TURNS)
 _SQRT_HALF_BITS = np.uint32(rng.SQRT_HALF_BITS)
 # 2^f for f in [-1/2, 1/2], minimax, lowest degree first: 2e-9 relative.
 _EXP2 = (
@@ -83,12 +88,12 @@ def from_bits(typingctx, bits):
     return types.float32(types.uint32), codegen
 
 
-@njit(nogil=True, cache=True)
+@routine
 def from_bfloat(bits):
     return from_bits(np.uint32(np.uint32(bits) << np.uint32(16)))
 
 
-@njit(nogil=True, cache=True)
+@routine
 def to_bfloat(x):
     """float32 to bfloat16 (its bits), to nearest even; NaN stays NaN."""
     bits = to_bits(x)
@@ -97,7 +102,7 @@ def to_bfloat(x):
     return rounded if x == x else np.uint16(0x7FC0)
 
 
-@njit(nogil=True, cache=True)
+@routine
 def from_half(bits):
     """float16 (its bits) to float32, by integers: not every processor has the instruction."""
     bits = np.uint32(bits)
@@ -107,7 +112,7 @@ def from_half(bits):
     return from_bits((finite if size < _HALF_INFINITE else size | _INFINITE) | sign)
 
 
-@njit(nogil=True, cache=True)
+@routine
 def to_half(x):
     """float32 to float16 (its bits), to nearest even; NaN stays NaN."""
     size = np.uint32(to_bits(x) & _ABS)
@@ -121,18 +126,18 @@ def to_half(x):
     return np.uint16((finite if size < np.uint32(143 << 23) else special) | sign)
 
 
-@njit(nogil=True, cache=True)
+@routine
 def above_tiny(x):
     """Bit patterns from the smallest normal number up to |x|: x is a normal number where this is below ``NORMALS``."""
     return np.uint32(np.uint32(to_bits(x) & _ABS) - _TINY_BITS)
 
 
-@njit(nogil=True, cache=True)
+@routine
 def is_normal(x):
     return above_tiny(x) < NORMALS
 
 
-@njit(nogil=True, cache=True)
+@routine
 def log2(x):
     """log2 of a positive normal number."""
     bits = to_bits(x)
@@ -141,14 +146,14 @@ def log2(x):
     return fma(f, polynomial(_LOG2, f), np.float32(exponent))
 
 
-@njit(nogil=True, cache=True)
+@routine
 def log2_abs(x):
     """log2|x|, NaN unless x is a normal number."""
     y = log2(from_bits(to_bits(x) & _ABS))
     return y if is_normal(x) else NAN
 
 
-@njit(nogil=True, cache=True)
+@routine
 def exp2(t):
     """2^t, NaN unless that is a normal number."""
     whole = np.rint(t)
@@ -157,13 +162,24 @@ def exp2(t):
     return power if _LOWEST <= t < _HIGHEST else NAN
 
 
-@njit(nogil=True, cache=True)
+@routine
 def sine_cosine(f):
     """Sine and cosine of f eighths of a turn, |f| <= 1."""
     return f * polynomial(_SIN, f * f), polynomial(_COS, f * f)
 
 
-@njit(nogil=True, cache=True)
+@routine
+def half_turns(angle):
+    """Cosine and sine of half turns, NaN of NaN."""
+    valid = angle == angle
+    whole = np.rint(angle if valid else ZERO)
+    f = np.float32(angle - whole)
+    sign = np.uint32(np.uint32(np.int32(whole)) << np.uint32(31))
+    cosine, sine = polynomial(_COS_OF_HALF_TURNS, f * f), f * polynomial(_SIN_OF_HALF_TURNS, f * f)
+    return from_bits(to_bits(cosine) ^ sign), from_bits(to_bits(sine) ^ sign)
+
+
+@routine
 def cosine_sine(quarters, f):
     """Cosine and sine of ``quarters`` (uint32) quarters of a turn and f eighths, |f| <= 1."""
     sine, cosine = sine_cosine(f)

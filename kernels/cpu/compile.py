@@ -1,0 +1,13 @@
+"""How the CPU kernels are compiled: without the GIL, and kept on disk."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from numba import njit
+
+# What allocates: room for a range of rows, which is then given to a routine.
+allocating: Any = functools.partial(njit, nogil=True, cache=True)
+# All else. It counts no references to arrays, which are atomic operations, some for every slice and call.
+routine: Any = functools.partial(njit, nogil=True, cache=True, _nrt=False)  # pyright: ignore[reportCallIssue]
