@@ -2,8 +2,8 @@
 """Triton device functions: Givens rotations of the pairs of neighbours of a ring, in groups of disjoint pairs.
 
 The even group has the pairs whose first feature is even, the odd group those whose first is odd. For an odd number of
-features, the pair around the end is a third group. Rows, and angles (half turns) by the first feature of a
-pair, are as in ``ring_rows``. No angle is larger than LARGEST, or the sum of two such.
+features, the pair around the end is a third group. Rows, and angles (half turns) by the first feature of a pair, are as
+in ``ring_rows``. No angle is larger than LARGEST, or the sum of two such.
 """
 
 from __future__ import annotations

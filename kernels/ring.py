@@ -2,8 +2,9 @@
 # pyright: reportOperatorIssue=false
 """Triton kernel of the ring step; signature and meaning are those of ``fastmsgm.reference``.
 
-A program owns whole rows (``ring_rows``). Both orders of a step with noise are one order of twice the even group and
-twice the odd one, in which the first or the last group turns by zero.
+A program owns whole rows (``ring_rows``) and does the same to all of them, though rows with noise have two orders.
+Where the number of features is even, rows in reverse order are moved by one feature, there and back; where it is odd,
+the even and the odd group turn twice, and either the first or the last time by zero.
 """
 
 from __future__ import annotations
@@ -122,10 +123,9 @@ def _turned_by_both(x, a, drift, xi, reverse, lane, D: tl.constexpr):
         x = turn_odd(x, _sum(flow, xi), lane, D)
         x = turn_even(x, xi, D)
         return _where(reverse, behind(x, lane, D), x)
-    # Both orders are one in which the even and the odd group turn twice, and either the first or the last time by zero.
-    in_order, reversed = tl.where(reverse, 0.0, 1.0), tl.where(reverse, 1.0, 0.0)
-    before, after = _scaled(a, drift * in_order), _scaled(a, drift * reversed)
-    xi_before, xi_after = _scaled(xi, reversed), _scaled(xi, in_order)
+    in_order, in_reverse = tl.where(reverse, 0.0, 1.0), tl.where(reverse, 1.0, 0.0)
+    before, after = _scaled(a, drift * in_order), _scaled(a, drift * in_reverse)
+    xi_before, xi_after = _scaled(xi, in_reverse), _scaled(xi, in_order)
     x = turn_odd(turn_even(x, before, D), before, lane, D)
     x = turn_around(x, _sum(_scaled(a, drift), xi_after), lane, D)
     x = turn_even(turn_odd(x, _sum(after, xi_after), lane, D), _sum(after, xi), D)

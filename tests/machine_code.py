@@ -443,7 +443,7 @@ def main() -> None:
     options = parser.parse_args()
     for target in ("sm_90", "gfx942"):  # what compilers do once, every process would do
         _row(("", target, "egd_step", "", 8))
-    optim._egd_step_kernel.device_caches.clear()
+    optim._egd_step_kernel.device_caches.clear()  # whose variants are counted
     with multiprocessing.get_context("fork").Pool(_WORKERS, maxtasksperchild=1) as pool:
         codes = pool.map_async(_row, _codes(), chunksize=1)
         if options.json:

@@ -52,10 +52,10 @@ def _words_kernel(out_ptr, stream_ptr, kind, step, N: tl.constexpr, QUADS: tl.co
 
 
 @triton.jit
-def _box_muller_kernel(word_ptr, out_ptr, N: tl.constexpr):
+def _box_muller_kernel(word_ptr, out_ptr, scale, N: tl.constexpr):
     lane = tl.arange(0, N)
     radius_word, angle_word = (tl.load(word_ptr + 2 * lane + i).to(tl.uint32) for i in range(2))
-    x, y = philox.box_muller(radius_word, angle_word, 1.0)
+    x, y = philox.box_muller(radius_word, angle_word, scale)
     tl.store(out_ptr + 2 * lane, x)
     tl.store(out_ptr + 2 * lane + 1, y)
 
@@ -84,11 +84,23 @@ def test_normals_at_the_edges_of_the_words(monkeypatch: pytest.MonkeyPatch) -> N
     pairs = torch.tensor([*itertools.product(radius_words, angle_words)])
     pairs = torch.cat((pairs, pairs[: 256 - len(pairs)]))
     got = torch.full(pairs.shape, float("nan"))
-    _box_muller_kernel[(1,)](pairs, got, 256)
+    _box_muller_kernel[(1,)](pairs, got, 1.0, 256)
     monkeypatch.setattr(rng, "words", lambda *_: pairs.view(1, -1, 4))
     expected = rng.normals(1, 512, rng.stream(0), 0, 0, torch.float64).view_as(got)
     assert expected.abs().max() > 6.7
     assert (got - expected).abs().max() <= 2e-6
+
+
+@pytest.mark.parametrize(("scale", "relative"), [(30.0, 5e-7), (1e-2, 5e-7), (1e-4, 1e-5), (1e-6, 1e-3)])
+def test_small_scales_of_normals(scale: float, relative: float) -> None:
+    """Of a large normal; below 0.002 denormal numbers are in between, whose steps are 1e-9 of a normal of scale 1."""
+    stream = rng.stream(4)
+    pairs, got = rng.words(1, 128, stream, rng.Kind.STEP, 0).view(-1, 2), torch.full((256, 2), float("nan"))
+    _box_muller_kernel[(1,)](pairs, got, scale, 256)
+    expected = scale * rng.normals(1, 512, stream, rng.Kind.STEP, 0, torch.float64).view_as(got)
+    error = (got - expected).abs().max()
+    assert error <= 5 * scale * relative
+    assert error <= 5 * scale * 5e-7 + 1e-9
 
 
 @pytest.mark.parametrize("d", SIZES)

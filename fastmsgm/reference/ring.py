@@ -49,7 +49,7 @@ def ring_step(
         restart: turn ``history`` instead of x, by the angles of x. Half the drift and no noise without restart, then
             all of it with restart, is the midpoint rule.
         noisy: with noise, of ``Kind.STEP``. The last group turns first where a sample's second word is odd, a bit that
-            float32 normals are blind to. A pair's normal is that of its own number, but where the last group turns
+            normals are all but blind to. A pair's normal is that of its own number, but where the last group turns
             first and d is even that of the number before.
     """
     drift, noise, c_in = rng.row_of(table, stream, step).to(x.dtype).unbind(0)

@@ -90,8 +90,6 @@ def write(size, kind, x, floats, bits):
 
 # ---- prefetching ----
 
-# Intrinsics: an array that is handed to a function which is not inlined costs a counted reference.
-
 
 @intrinsic
 def prefetch(typingctx, start, stop, x):

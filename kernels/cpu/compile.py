@@ -9,5 +9,6 @@ from numba import njit
 
 # What allocates: room for a range of rows, which is then given to a routine.
 allocating: Any = functools.partial(njit, nogil=True, cache=True)
-# All else. It counts no references to arrays, which are atomic operations, some for every slice and call.
+# All else. It counts no references to arrays, which are atomic operations, some for every slice and call, and so must
+# not return an array or call what allocates.
 routine: Any = functools.partial(njit, nogil=True, cache=True, _nrt=False)  # pyright: ignore[reportCallIssue]

@@ -43,8 +43,7 @@ def unsigned_range(start, stop):
 
 @allocating
 def floats():
-    """Room for one number for each element of a block. Every buffer is an allocation of its own:
-    LLVM then knows that they do not overlap."""
+    """Room for one number for each element of a block."""
     return np.empty(4 * BLOCK, np.float32)
 
 
