@@ -21,7 +21,7 @@ from fastmsgm.sampling import plan_for
 from fastmsgm.solvers import GBMPlan
 
 N, D = 4096, 784
-CHUNKS, BATCH = 4, 64
+CHUNKS, BATCH = 2, 64
 
 
 class Nothing(nn.Module):
