@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from fastmsgm.checks import check_floating_point, check_offset
 from fastmsgm.gbm import GBM, check_multiplicative
-from fastmsgm.model import PRECISIONS, ScoreModel
+from fastmsgm.model import ScoreModel
 from fastmsgm.priors import LogNormalPrior, check_labels, feature_signs
 
 PREDICTIONS = ("denoiser", "hyvarinen", "score")
@@ -144,7 +144,7 @@ class GBMModel(ScoreModel):
     @property
     def input_dtype(self) -> torch.dtype:
         # A denoiser is fed in its own precision, a score network with the state.
-        return PRECISIONS[self.precision] if self.prediction == "denoiser" else torch.float32
+        return self.network_dtype if self.prediction == "denoiser" else torch.float32
 
     def condition(self, s: np.ndarray) -> np.ndarray:
         """The network's conditioning number at noise levels s: log(s) / 4 for a denoiser, else the time."""

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from fastmsgm import heat_kernel
 from fastmsgm.checks import check_floating_point, check_offset
-from fastmsgm.model import PRECISIONS, ScoreModel
+from fastmsgm.model import ScoreModel
 from fastmsgm.priors import RadialPrior
 from fastmsgm.rotation import Rotation, check_dense, check_directions
 
@@ -139,7 +139,7 @@ class RotationModel(ScoreModel):
 
     @property
     def input_dtype(self) -> torch.dtype:
-        return PRECISIONS[self.precision]
+        return self.network_dtype
 
     def condition(self, clocks: NDArray[np.float64], norms: Tensor) -> Tensor:
         """The network's conditioning numbers, (n, 2) float32, of clocks (n,) or one for all and norms (n,)."""

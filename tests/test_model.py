@@ -189,8 +189,14 @@ def test_a_network_whose_output_has_another_shape() -> None:
         model(torch.ones(5, 3), torch.zeros(5))
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_precision_is_the_networks(precision: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("precision", "avx512", "dtype"),
+    [("fp32", True, torch.float32), ("bf16", True, torch.bfloat16), ("bf16", False, torch.float32)],
+)
+def test_precision_is_the_networks(
+    monkeypatch: pytest.MonkeyPatch, precision: str, avx512: bool, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr("fastmsgm.model._AVX512", avx512)
     model = build(precision=precision)
     assert model.input_dtype == dtype
     assert model(torch.ones(5, 3, dtype=dtype), torch.zeros(5)).dtype == dtype
