@@ -12,7 +12,7 @@ import triton.language as tl
 
 from fastmsgm import rng
 
-from .polynomials import COS_OF_HALF_TURNS, SIN_OF_HALF_TURNS
+from . import polynomials
 
 LN2, LOG2_E = tl.constexpr(0.6931471805599453), tl.constexpr(1.4426950408889634)
 HALF_TURNS = tl.constexpr(0.3183098861837907)  # of a radian
@@ -20,14 +20,9 @@ HALF_TURNS = tl.constexpr(0.3183098861837907)  # of a radian
 CIRCLE = tl.constexpr(2.0**106)
 _SIN = tl.constexpr(tuple(c * 2.0 ** (75 - 62 * i) for i, c in enumerate(rng.SIN)))
 _COS = tl.constexpr(tuple(c * 2.0 ** (106 - 62 * i) for i, c in enumerate(rng.COS)))
-_SIN_OF_HALF_TURNS, _COS_OF_HALF_TURNS = tl.constexpr(SIN_OF_HALF_TURNS), tl.constexpr(COS_OF_HALF_TURNS)
-# log2(1 + f) - f = f times a polynomial for f in [0, 1), times 2^24: minimax, off by 5e-8. With what is rounded, log2
-# is off by 1.3e-7 or, beyond 2, as much of itself; near 1 that may be all of it, but states see absolute errors.
-LOG2_UNIT = tl.constexpr(2.0**-24)
-_LOG2_MINUS_LINE = tl.constexpr(tuple(c * 2.0**24 for c in (
-    0.4426898956298828, -0.7211660742759705, 0.47868552803993225, -0.3473072350025177, 0.24187606573104858,
-    -0.13753284513950348, 0.05206507816910744, -0.009310458786785603,
-)))  # fmt: skip
+_SIN_OF_HALF_TURNS = tl.constexpr(polynomials.SIN_OF_HALF_TURNS)
+_COS_OF_HALF_TURNS = tl.constexpr(polynomials.COS_OF_HALF_TURNS)
+LOG2_UNIT, _LOG2_MINUS_LINE = tl.constexpr(polynomials.LOG2_UNIT), tl.constexpr(polynomials.LOG2_MINUS_LINE)
 _MINUS_LOG2 = tl.constexpr(tuple(-(2.0**23) * c for c in rng.LOG2))
 MINUS_2_LN_UNIT = tl.constexpr(-(2.0**-23) * rng.MINUS_2_LN2)
 _SQRT_HALF_BITS = tl.constexpr(rng.SQRT_HALF_BITS)

@@ -15,13 +15,15 @@ from torch import Tensor
 
 from fastmsgm import rng
 
+from ..polynomials import LOG2_UNIT
 from .arrays import ABSENT, FLOAT, address, copy, flat, network_side, optional, prefetch_step, step_arrays, widen, write
 from .compile import allocating, routine
 from .philox import BLOCK, block_noise, buffers, extent, floats, unsigned_range
-from .scalar import NAN, NORMALS, SIGN, above_tiny, exp2, fma, from_bits, is_normal, log2_abs, to_bits
+from .scalar import NAN, NORMAL, SIGN, exp2, fma, from_bits, is_normal, log2_abs, magnitude, to_bits
 from .threads import over_rows
 
 _LN2, _LOG2_E = math.log(2.0), 1 / math.log(2.0)
+_UNIT, _LARGEST = np.float32(LOG2_UNIT), np.int32(2**31 - 1)
 
 
 def fill_normal(out: Tensor, stream: Tensor, kind: int, step: int) -> None:
@@ -117,7 +119,7 @@ def _perturb_blocks(
 
 @allocating
 def _step_rows(first, last, d, *arguments):
-    _step_blocks(first, last, d, buffers(d), (floats(), floats(), floats()), *arguments)
+    _step_blocks(first, last, d, buffers(d), (floats(), floats(), floats(), floats()), *arguments)
 
 
 @routine
@@ -125,7 +127,7 @@ def _step_blocks(
     first, last, d, room, space, x_all, f_dtype, f_all, f_bits, bad, out, history, net_dtype, net_in, net_bits, row,
     stream, step, stein, linear, log_state, in_place,
 ):  # fmt: skip
-    z, widened, t = space
+    z, widened, y, t = space
     quads = (d + 3) // 4
     for quad in range(first * quads, last * quads, BLOCK):
         count, start, stop = extent(quad, last * quads, d)
@@ -141,14 +143,17 @@ def _step_blocks(
             widen(size, f_dtype, f_bits[start:stop], widened)
             f = widened
         if not log_state:
-            good = _step_score(size, x, f, z, row, stein, linear)
-        elif len(history):
-            good = _step_multistep(size, x, f, z, row, stein, linear, history[start:stop], t)
+            _score_increment(size, x, f, z, row, stein, t)
         else:
-            good = _step_log(size, x, f, z, row, stein, linear, t)
+            _log(size, x, _UNIT, y)
+            if len(history):
+                _multistep_increment(size, x, y, f, z, row, stein, history[start:stop], t)
+            else:
+                _log_increment(size, x, y, f, z, row, stein, t)
+        good = _move(size, t, linear, log_state, x)
         if net_dtype != ABSENT:
             if linear:
-                _log(size, x, row[8], t)
+                _log(size, x, row[8] * _UNIT, t)
             else:
                 _scale(size, row[8], t)
             write(size, net_dtype, t, net_in[start:stop], net_bits[start:stop])
@@ -179,49 +184,45 @@ def _denoised(x, y, f, k0, k1, k2, stein):
 
 
 @routine
-def _moved(x, t, linear):
-    return fma(x, t, x) if linear else from_bits(to_bits(exp2(t)) | np.uint32(to_bits(x) & SIGN))
-
-
-@routine
-def _step_log(size, x, f, z, row, stein, linear, t):
-    """The new state, and t; whether all of it is normal numbers."""
+def _log_increment(size, x, y, f, z, row, stein, t):
     a, b, _, c, s, k0, k1, k2, _ = row
-    worst = np.uint32(0)
     for i in range(size):
-        y = log2_abs(x[i])
-        t[i] = fma(a, y, fma(b, _denoised(x[i], y, f[i], k0, k1, k2, stein), fma(s, z[i], c)))
-        x[i] = _moved(x[i], t[i], linear)
-        worst = max(worst, above_tiny(x[i]))
-    return worst < NORMALS
+        denoised = _denoised(x[i], y[i], f[i], k0, k1, k2, stein)
+        t[i] = fma(a, y[i], fma(b, denoised, fma(s, z[i], c)))
 
 
 @routine
-def _step_multistep(size, x, f, z, row, stein, linear, history, t):
-    """``_step_log`` with D read from ``history`` and written to it."""
+def _multistep_increment(size, x, y, f, z, row, stein, history, t):
+    """``_log_increment`` with D read from ``history`` and written to it."""
     a, b, b_prev, c, s, k0, k1, k2, _ = row
-    worst = np.uint32(0)
     for i in range(size):
-        y = log2_abs(x[i])
-        denoised = _denoised(x[i], y, f[i], k0, k1, k2, stein)
-        t[i] = fma(b_prev, history[i], fma(a, y, fma(b, denoised, fma(s, z[i], c))))
+        denoised = _denoised(x[i], y[i], f[i], k0, k1, k2, stein)
+        t[i] = fma(b_prev, history[i], fma(a, y[i], fma(b, denoised, fma(s, z[i], c))))
         history[i] = denoised
-        x[i] = _moved(x[i], t[i], linear)
-        worst = max(worst, above_tiny(x[i]))
-    return worst < NORMALS
 
 
 @routine
-def _step_score(size, x, f, z, row, stein, linear):
-    """The new state where no logarithm is needed; whether all of it is normal numbers."""
+def _score_increment(size, x, f, z, row, stein, t):
+    """t where no logarithm is needed."""
     c, s, k1 = row[3], row[4], row[6]
-    worst = np.uint32(0)
     for i in range(size):
         gain = k1 * x[i] if stein else k1
-        t = fma(gain, f[i], fma(s, z[i], c))
-        x[i] = fma(x[i], t, x[i]) if linear else x[i] * exp2(t)
-        worst = max(worst, above_tiny(x[i]))
-    return worst < NORMALS
+        t[i] = fma(gain, f[i], fma(s, z[i], c))
+
+
+@routine
+def _move(size, t, linear, log_state, x):
+    """The new state; whether all of it is normal numbers."""
+    worst = _LARGEST
+    for i in range(size):
+        if linear:
+            x[i] = fma(x[i], t[i], x[i])
+        elif log_state:
+            x[i] = from_bits(to_bits(exp2(t[i])) | np.uint32(to_bits(x[i]) & SIGN))
+        else:
+            x[i] = x[i] * exp2(t[i])
+        worst = min(worst, magnitude(x[i]))
+    return worst >= NORMAL
 
 
 @routine
@@ -270,4 +271,4 @@ def _perturb_scale(size, x, t, x_t):
 @routine
 def _perturb_log(size, x, t, c_in_of, y):
     for i in range(size):
-        y[i] = c_in_of[i] * (log2_abs(x[i]) + t[i])
+        y[i] = c_in_of[i] * fma(log2_abs(x[i]), _UNIT, t[i])

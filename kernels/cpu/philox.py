@@ -17,8 +17,11 @@ from numba.core import cgutils, codegen
 
 from fastmsgm import rng
 
+from . import vectors
+from .box_muller import normals
 from .compile import allocating, routine
-from .scalar import cosine_sine, fma, intrinsic, log2
+from .scalar import intrinsic
+from .vectors import I32, I64
 
 BLOCK = 256  # quads: every buffer of a block fits into the L1 cache
 LONG_ROW = 4096  # quads of a row, above which its tables are made for each block
@@ -30,9 +33,6 @@ _LOW_HALF, _HALF, _KIND = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(24)
 _M0, _M1 = np.uint64(rng.PHILOX_M0), np.uint64(rng.PHILOX_M1)
 _KEYS0 = tuple(np.uint64(i * rng.PHILOX_W0 % 2**32) for i in range(rng.ROUNDS))
 _KEYS1 = tuple(np.uint64(i * rng.PHILOX_W1 % 2**32) for i in range(rng.ROUNDS))
-_MINUS_2_LN2 = np.float32(rng.MINUS_2_LN2)
-_UNIFORM_SCALE, _UNIFORM_SHIFT, _ANGLE_SCALE = np.float32(2.0**-32), np.float32(2.0**-33), np.float32(2.0**-29)
-_EIGHTH, _QUADRANT = np.uint32(2**29), np.uint32(30)  # of a turn; the shift that leaves the quadrant
 
 
 @routine
@@ -57,7 +57,7 @@ def words():
 def buffers(d):
     """Room for the noise of rows of d features, of one kind and step: tables by quad and the upper word of the samples
     that they are for (-1: none yet), products by sample, the words for radii and for angles, padded normals."""
-    tables = np.empty(4 * _TABLE, np.uint32)
+    tables = np.empty(4 * _TABLE, np.uint64)
     return tables, np.full(1, -1, np.int64), words(), words(), words(), floats()
 
 
@@ -136,11 +136,11 @@ def rounds_of_quads(quad, count, quads, upper, kind, step, seed, tables):
         for j in unsigned_range(i, end):
             p0 = np.uint64(quad + (j - i)) * _M0
             p1 = ((p0 >> _HALF) ^ w3 ^ ((seed1 + _KEYS1[0]) & _LOW_HALF)) * _M1
-            tables[j] = np.uint32(p0 ^ (seed1 + _KEYS1[1]))
-            tables[_TABLE + j] = np.uint32(p1 ^ (seed0 + _KEYS0[2]))
+            tables[j] = p0 ^ (seed1 + _KEYS1[1])
+            tables[_TABLE + j] = p1 ^ (seed0 + _KEYS0[2])
             p0 = (((p1 >> _HALF) ^ common ^ (seed0 + _KEYS0[1])) & _LOW_HALF) * _M0
-            tables[2 * _TABLE + j] = np.uint32((p0 >> _HALF) ^ (seed1 + _KEYS1[2]))
-            tables[3 * _TABLE + j] = np.uint32(p0)
+            tables[2 * _TABLE + j] = (p0 >> _HALF) ^ (seed1 + _KEYS1[2])
+            tables[3 * _TABLE + j] = p0
         i, quad = end, 0
 
 
@@ -162,37 +162,33 @@ def rounds_of_samples(quad, count, quads, sample, kind, seed, products):
 def philox(typingctx, count, tables, quad, products, seed, radius_words, angle_words):
     """The words of ``count`` quads, rounded up to whole vectors, whose tables begin at ``quad``; a pair of 32-bit words
     goes out as one 64-bit word, the first one low."""
-    lanes, i64 = VECTOR, ir.IntType(64)
-    vector, narrow = ir.VectorType(i64, lanes), ir.VectorType(ir.IntType(32), lanes)
+    lanes = VECTOR
 
     def codegen(context, builder, signature, args):
         table, product, radius, angle = (
             context.make_array(kind)(context, builder, value).data
             for kind, value in ((signature.args[i], args[i]) for i in (1, 3, 5, 6))
         )
-        low, half, m0, m1 = (_splat(builder, ir.Constant(i64, int(c)), lanes) for c in (_LOW_HALF, _HALF, _M0, _M1))
-        seed0 = builder.and_(args[4], ir.Constant(i64, int(_LOW_HALF)))
-        seed1 = builder.lshr(args[4], ir.Constant(i64, int(_HALF)))
-        order = [word for i in range(0, 2 * lanes, 2) for word in (i, 2 * lanes + i)]  # lower halves, in turn
-        pairs = ir.Constant(ir.VectorType(ir.IntType(32), 2 * lanes), order)
+        low, half, m0, m1 = (vectors.constant(int(c), lanes, I64) for c in (_LOW_HALF, _HALF, _M0, _M1))
+        seed0 = builder.and_(args[4], ir.Constant(I64, int(_LOW_HALF)))
+        seed1 = builder.lshr(args[4], ir.Constant(I64, int(_HALF)))
         keys = [
-            [_splat(builder, builder.add(part, ir.Constant(i64, int(bumps[i]))), lanes) for i in range(3, rng.ROUNDS)]
+            [vectors.spread(builder, builder.add(part, ir.Constant(I64, int(bump))), lanes) for bump in bumps[3:]]
             for part, bumps in ((seed0, _KEYS0), (seed1, _KEYS1))
         ]
-
-        def at(data, index, kind):
-            return builder.bitcast(builder.gep(data, [index]), kind.as_pointer())
+        halves = ir.VectorType(I32, 2 * lanes)
+        lower_halves = [word for i in range(0, 2 * lanes, 2) for word in (i, 2 * lanes + i)]  # in turn
 
         def row(i, index):
-            offset = builder.add(builder.add(args[2], index), ir.Constant(i64, i * _TABLE))
-            return builder.zext(builder.load(at(table, offset, narrow), align=4), vector)
+            offset = builder.add(builder.add(args[2], index), ir.Constant(I64, i * _TABLE))
+            return vectors.load(builder, table, offset, lanes)
 
         def high(p):
             return builder.lshr(p, half)
 
-        zero, step = ir.Constant(i64, 0), ir.Constant(i64, lanes)
+        zero, step = ir.Constant(I64, 0), ir.Constant(I64, lanes)
         with cgutils.for_range_slice(builder, zero, args[0], step) as (k, _):
-            p0 = builder.load(at(product, k, vector), align=8)
+            p0 = vectors.load(builder, product, k, lanes)
             p1 = builder.mul(builder.and_(builder.xor(high(p0), row(0, k)), low), m1)
             c0, c1 = builder.xor(high(p1), row(1, k)), p1
             c2, c3 = builder.xor(row(2, k), p0), row(3, k)
@@ -202,31 +198,12 @@ def philox(typingctx, count, tables, quad, products, seed, radius_words, angle_w
                 c2 = builder.xor(builder.xor(high(p0), c3), k1)
                 c1, c3 = p1, p0
             for data, first, second in ((radius, c0, c2), (angle, c1, c3)):
-                halves = (builder.bitcast(words, ir.VectorType(ir.IntType(32), 2 * lanes)) for words in (first, second))
-                builder.store(builder.shuffle_vector(*halves, pairs), at(data, k, pairs.type), align=8)
+                first, second = builder.bitcast(first, halves), builder.bitcast(second, halves)
+                pairs = vectors.shuffle(builder, first, lower_halves, second)
+                vectors.store(builder, builder.bitcast(pairs, m0.type), data, k)
         return context.get_dummy_value()
 
     return types.none(types.int64, tables, types.int64, products, types.uint64, radius_words, angle_words), codegen
-
-
-def _splat(builder, scalar, lanes):
-    vector = ir.VectorType(scalar.type, lanes)
-    one = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.IntType(32)(0))
-    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes))
-
-
-@routine
-def normals(count, radius_words, angle_words, z):
-    """Box-Muller on ``count`` pairs of 32-bit words; two normals each."""
-    for k in range(count):
-        u = fma(np.float32(radius_words[k]), _UNIFORM_SCALE, _UNIFORM_SHIFT)
-        radius = np.sqrt(_MINUS_2_LN2 * log2(u))
-        angle = angle_words[k]
-        quadrant = np.uint32(np.uint32(angle + _EIGHTH) >> _QUADRANT)
-        f = np.float32(np.int32(np.uint32(angle - np.uint32(quadrant << _QUADRANT)))) * _ANGLE_SCALE
-        x, y = cosine_sine(quadrant, f)
-        z[2 * k] = radius * x
-        z[2 * k + 1] = radius * y
 
 
 @routine

@@ -14,7 +14,7 @@ from fastmsgm import rng
 from .arrays import FLOAT, address, copy, prefetch_step, step_arrays, widen
 from .compile import allocating, routine
 from .philox import BLOCK, buffers, odd_words, unsigned_range
-from .rows import combine, elements, mark_lost, put_tile, row_noise, row_numbers, square_of, tile
+from .rows import batch, combine, elements, mark_lost, put_tile, row_noise, row_numbers, square_of, tile
 from .scalar import HALF, NAN, ONE, fma, from_bits, half_turns, is_normal, to_bits
 from .threads import over_rows
 
@@ -51,7 +51,8 @@ def _step_tiles(
 ):  # fmt: skip
     drift, noise, c_in = numbers
     noise = noise if abs(noise) <= _LARGEST / np.float32(8.0) else NAN
-    square, reverse = rows_space
+    square, reverses = rows_space
+    reverse = reverses
     room, word_room, widened, new, xi, angle, cos, sin = space
     of_last, of_even, half = weights
     for row in range(first, last, tile(d)):
@@ -60,7 +61,10 @@ def _step_tiles(
         prefetch_step(start, stop, x_all, f_all, f_bits, history)
         if noisy:
             row_noise(row, rows, d, stream, rng.Kind.STEP.value, step, room, angle)
-            odd_words(row, rows, stream, rng.Kind.STEP.value, step, word_room, reverse)
+            within = (row - first) % batch(d)
+            if within == 0:
+                odd_words(row, min(batch(d), last - row), stream, rng.Kind.STEP.value, step, word_room, reverses)
+            reverse = reverses[within:]
             for r in range(rows):
                 _noise_angles(d, reverse[r], noise, angle[r * d :], xi[r * d :])
         if f_dtype == FLOAT:

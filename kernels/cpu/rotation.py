@@ -29,7 +29,7 @@ from .compile import allocating, routine
 from .philox import BLOCK, block_noise, buffers, floats
 from .rotation_flow import back_numbers, bilinear, flow_rows, project, turn_numbers
 from .rotation_geodesic import exponential_rows
-from .rows import combine, elements, mark_lost, measure, put_net, row_noise, row_numbers, tile
+from .rows import batch, combine, elements, mark_lost, measure, put_net, row_noise, row_numbers, tile
 from .threads import over_rows
 
 _NO_ANGLES = np.empty(0, np.float32)
@@ -88,11 +88,13 @@ def _perturb_tiles(
         start, stop = row * d, (row + rows) * d
         prefetch(start, stop, u_all)
         row_noise(row, rows, d, stream, rng.Kind.TRAINING_NOISE.value, step, room, xi)
-        block_noise(row, rows, 1, stream, rng.Kind.TRAINING_ANGLE.value, step, angle_room, z)
+        within = (row - first) % batch(d)
+        if within == 0:
+            block_noise(row, min(batch(d), last - row), 1, stream, rng.Kind.TRAINING_ANGLE.value, step, angle_room, z)
         u, numbers = u_all[start:stop], coefficients[row : row + rows]
         for r in range(rows):
             scale[r], xi_u[r], _, _ = measure(r * d, r * d + d, u, xi, no_xi, no_xi)
-        bilinear(rows, numbers, table, z, v, g)
+        bilinear(rows, numbers, table, z[within:], v, g)
         project(rows, d, xi, u, scale, xi_u, square, rest)
         turn_numbers(rows, v, square, rest, scale, a, b)
         for r in range(rows):
@@ -143,9 +145,10 @@ def _step_tiles(
             exponential_rows(rows, d, u, f, past, noise, numbers, tangent, new, lost, numbers_of_rows)
         else:
             new = out[start:stop]
-            if noisy:
-                block_noise(row, rows, 1, stream, rng.Kind.ANGLE.value, step, angle_room, z)
-            flow_rows(rows, d, u, f, past, noise, numbers, angles, z, tangent, new, lost, numbers_of_rows)
+            within = (row - first) % batch(d)
+            if noisy and within == 0:
+                block_noise(row, min(batch(d), last - row), 1, stream, rng.Kind.ANGLE.value, step, angle_room, z)
+            flow_rows(rows, d, u, f, past, noise, numbers, angles, z[within:], tangent, new, lost, numbers_of_rows)
         for r in range(rows):
             if lost[r]:
                 mark_lost(r, d, new, past, row + r, step, bad)

@@ -1,6 +1,6 @@
 """Rows of the CPU kernels of rotations: products and sums of vectors of any length, in SIMD code; tiles; row noise.
 
-A range of rows is worked on a tile at a time: as many rows as a block of noise holds, or one row of more features.
+A range of rows is worked on a tile at a time: as many rows as a block of noise holds, or two rows of more features.
 Everything that happens to a row is ``products`` or ``combine`` with numbers of its own; in between, loops over the rows
 of the tile turn its dots into the next numbers.
 """
@@ -8,14 +8,15 @@ of the tile turn its dots into the next numbers.
 from __future__ import annotations
 
 import numpy as np
-from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
+from . import vectors
 from .arrays import ABSENT, copy, write
 from .compile import allocating, routine
 from .philox import BLOCK, block_noise, extent
 from .scalar import NAN, ZERO, intrinsic
+from .vectors import I32, constant, fma, load, store
 
 CHUNK = 1024  # elements of a long row that several passes share while they lie in the L1 cache
 SHORTEST = np.float32(1e-30)  # squared: a shorter vector has no direction
@@ -27,8 +28,14 @@ _LANES = (16, 4, 1)  # numbers worked on at a time, and partial sums, whatever t
 
 @routine
 def tile(d):
-    """Rows of a tile."""
-    return max(1, BLOCK // ((d + 3) // 4))
+    """Rows of a tile: never one alone, which would wait for its own numbers."""
+    return max(2, BLOCK // ((d + 3) // 4))
+
+
+@routine
+def batch(d):
+    """Rows of the tiles that share a block of what each row has one of."""
+    return BLOCK // tile(d) * tile(d)
 
 
 @allocating
@@ -108,16 +115,16 @@ def products(typingctx, y, xs, start, stop):
 
     def codegen(context, builder, signature, args):
         data, *others = _pointers(context, builder, signature.args[:2], args[:2])
-        zeros = {lanes: ir.Constant(_vector(lanes), [0.0] * lanes) for lanes in _LANES}
+        zeros = {lanes: constant(0.0, lanes) for lanes in _LANES}
         sums = [{n: cgutils.alloca_once_value(builder, zero) for n, zero in zeros.items()} for _ in others]
 
         def body(lanes, index):
-            y = _load(builder, data, index, lanes)
+            y = load(builder, data, index, lanes)
             for x, totals in zip(others, sums, strict=True):
-                total = _fma(builder, _load(builder, x, index, lanes), y, builder.load(totals[lanes]))
+                total = fma(builder, load(builder, x, index, lanes), y, builder.load(totals[lanes]))
                 builder.store(total, totals[lanes])
 
-        _vector_loops(builder, args[2], args[3], body)
+        vectors.loops(builder, args[2], args[3], _LANES, body)
         return context.make_tuple(builder, signature.return_type, [_total(builder, totals) for totals in sums])
 
     return types.UniTuple(types.float32, len(xs))(y, xs, types.intp, types.intp), codegen
@@ -131,16 +138,16 @@ def combine_products(typingctx, out, factors, xs, ys, start, stop):
         target, *data = _pointers(context, builder, (signature.args[0], signature.args[2]), (args[0], args[2]))
         _, *others = _pointers(context, builder, (signature.args[0], signature.args[3]), (args[0], args[3]))
         spread = _spread(builder, args[1])
-        zeros = {lanes: ir.Constant(_vector(lanes), [0.0] * lanes) for lanes in _LANES}
+        zeros = {lanes: constant(0.0, lanes) for lanes in _LANES}
         sums = [{n: cgutils.alloca_once_value(builder, zero) for n, zero in zeros.items()} for _ in (target, *others)]
 
         def body(lanes, index):
-            new = _combined(builder, spread[lanes], [_load(builder, x, index, lanes) for x in data])
-            builder.store(new, _at(builder, target, index, lanes), align=4)
-            for y, totals in zip((new, *(_load(builder, y, index, lanes) for y in others)), sums, strict=True):
-                builder.store(_fma(builder, y, new, builder.load(totals[lanes])), totals[lanes])
+            new = _combined(builder, spread[lanes], [load(builder, x, index, lanes) for x in data])
+            store(builder, new, target, index)
+            for y, totals in zip((new, *(load(builder, y, index, lanes) for y in others)), sums, strict=True):
+                builder.store(fma(builder, y, new, builder.load(totals[lanes])), totals[lanes])
 
-        _vector_loops(builder, args[4], args[5], body)
+        vectors.loops(builder, args[4], args[5], _LANES, body)
         return context.make_tuple(builder, signature.return_type, [_total(builder, totals) for totals in sums])
 
     kinds = types.UniTuple(types.float32, len(factors)), xs, ys, types.intp, types.intp
@@ -156,10 +163,10 @@ def combine(typingctx, out, factors, xs, start, stop):
         spread = _spread(builder, args[1])
 
         def body(lanes, index):
-            new = _combined(builder, spread[lanes], [_load(builder, x, index, lanes) for x in data])
-            builder.store(new, _at(builder, target, index, lanes), align=4)
+            new = _combined(builder, spread[lanes], [load(builder, x, index, lanes) for x in data])
+            store(builder, new, target, index)
 
-        _vector_loops(builder, args[3], args[4], body)
+        vectors.loops(builder, args[3], args[4], _LANES, body)
         return context.get_dummy_value()
 
     return types.none(out, types.UniTuple(types.float32, len(factors)), xs, types.intp, types.intp), codegen
@@ -167,17 +174,14 @@ def combine(typingctx, out, factors, xs, start, stop):
 
 def _spread(builder, factors):
     """A tuple of numbers as vectors of every width."""
-    scalars = [
-        builder.insert_element(ir.Constant(_vector(1), ir.Undefined), factor, ir.IntType(32)(0))
-        for factor in cgutils.unpack_tuple(builder, factors)
-    ]
-    return {lanes: [_lanes(builder, scalar, [0] * lanes) for scalar in scalars] for lanes in _LANES}
+    scalars = cgutils.unpack_tuple(builder, factors)
+    return {lanes: [vectors.spread(builder, scalar, lanes) for scalar in scalars] for lanes in _LANES}
 
 
 def _combined(builder, factors, xs):
     total = builder.fmul(factors[0], xs[0])
     for factor, x in zip(factors[1:], xs[1:], strict=True):
-        total = _fma(builder, factor, x, total)
+        total = fma(builder, factor, x, total)
     return total
 
 
@@ -187,48 +191,13 @@ def _pointers(context, builder, kinds, values):
     return [context.make_array(k)(context, builder, v).data for k, v in zip(kinds, values, strict=True)]
 
 
-def _vector_loops(builder, start, stop, body):
-    """``body(lanes, index)`` for whole vectors of the most lanes from ``start`` on, then of fewer, to the end."""
-    for lanes in _LANES:
-        whole = builder.and_(builder.sub(stop, start), ir.Constant(start.type, -lanes))
-        end = builder.add(start, whole)
-        with cgutils.for_range_slice(builder, start, end, ir.Constant(start.type, lanes)) as (index, _):
-            body(lanes, index)
-        start = end
-
-
 def _total(builder, totals):
     """Lanes folded in half, again and again; the sums of fewer lanes are added where there are as many left."""
     total = builder.load(totals[_LANES[0]])
     for lanes in _LANES[1:]:
         while total.type.count > lanes:
             half = total.type.count // 2
-            low, high = (_lanes(builder, total, list(range(i, i + half))) for i in (0, half))
+            low, high = (vectors.shuffle(builder, total, range(i, i + half)) for i in (0, half))
             total = builder.fadd(low, high)
         total = builder.fadd(total, builder.load(totals[lanes]))
-    return builder.extract_element(total, ir.IntType(32)(0))
-
-
-def _vector(lanes):
-    return ir.VectorType(ir.FloatType(), lanes)
-
-
-def _lanes(builder, vector, indices):
-    mask = ir.Constant(ir.VectorType(ir.IntType(32), len(indices)), indices)
-    return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), mask)
-
-
-def _at(builder, data, index, lanes):
-    return builder.bitcast(builder.gep(data, [index]), _vector(lanes).as_pointer())
-
-
-def _load(builder, data, index, lanes):
-    return builder.load(_at(builder, data, index, lanes), align=4)
-
-
-def _fma(builder, *arguments):
-    kind = arguments[0].type
-    function = ir.FunctionType(kind, [kind] * 3)
-    return builder.call(
-        cgutils.get_or_insert_function(builder.module, function, f"llvm.fma.v{kind.count}f32"), arguments
-    )
+    return builder.extract_element(total, I32(0))

@@ -17,7 +17,7 @@ from numba.core import cgutils
 
 from fastmsgm import rng
 
-from ..polynomials import COS_OF_HALF_TURNS, SIN_OF_HALF_TURNS
+from ..polynomials import COS_OF_HALF_TURNS, LOG2_MINUS_LINE, SIN_OF_HALF_TURNS
 from .compile import routine
 
 SIGN = np.uint32(0x80000000)
@@ -26,15 +26,16 @@ ZERO, HALF, ONE, TWO = np.float32(0.0), np.float32(0.5), np.float32(1.0), np.flo
 _ABS = np.uint32(0x7FFFFFFF)
 _INFINITE = np.uint32(0x7F800000)
 _HALF_INFINITE = np.uint32(0x7C00 << 13)
-_TINY_BITS = np.uint32(0x00800000)  # of the smallest normal number
-NORMALS = np.uint32(0x7F800000 - 0x00800000)  # so many bit patterns are positive normal numbers
+_FRACTION, _ONE_BITS, _TWICE_ONE = np.uint32(0x007FFFFF), np.uint32(0x3F800000), np.uint32(0x7F000000)
+# Of a number's magnitude: what those of zero, denormal and infinite numbers and NaN are below.
+NORMAL = np.int32(-0x7E000000)
 _MANTISSA = np.uint32(23)  # bits
-_LOG2 = tuple(np.float32(c) for c in rng.LOG2)
+_LOG2_MINUS_LINE = tuple(np.float32(c) for c in LOG2_MINUS_LINE)
 _SIN = tuple(np.float32(c) for c in rng.SIN)
 _COS = tuple(np.float32(c) for c in rng.COS)
 _SIN_OF_HALF_TURNS = tuple(np.float32(c) for c in SIN_OF_HALF_TURNS)
 _COS_OF_HALF_TURNS = tuple(np.float32(c) for c in COS_OF_HALF_TURNS)
-_SQRT_HALF_BITS = np.uint32(rng.SQRT_HALF_BITS)
+_WHOLE = np.float32(1.5 * 2.0**23)  # numbers of its size are whole
 # 2^f for f in [-1/2, 1/2], minimax, lowest degree first: 2e-9 relative.
 _EXP2 = (
     1.0, 0.6931471824645996, 0.24022646248340607, 0.05550328642129898, 0.009618489071726799,
@@ -127,30 +128,24 @@ def to_half(x):
 
 
 @routine
-def above_tiny(x):
-    """Bit patterns from the smallest normal number up to |x|: x is a normal number where this is below ``NORMALS``."""
-    return np.uint32(np.uint32(to_bits(x) & _ABS) - _TINY_BITS)
+def magnitude(x):
+    """2^24 (e + f) of |x| = 2^e (1 + f) in int32, below NORMAL where x is not a normal number."""
+    bits = to_bits(x)
+    return np.int32(np.uint32(bits + bits) - _TWICE_ONE)
 
 
 @routine
 def is_normal(x):
-    return above_tiny(x) < NORMALS
-
-
-@routine
-def log2(x):
-    """log2 of a positive normal number."""
-    bits = to_bits(x)
-    exponent = np.int32(np.int32(bits - _SQRT_HALF_BITS) >> np.int32(23))
-    f = from_bits(np.uint32(bits - np.uint32(np.uint32(exponent) << _MANTISSA))) - ONE
-    return fma(f, polynomial(_LOG2, f), np.float32(exponent))
+    return magnitude(x) >= NORMAL
 
 
 @routine
 def log2_abs(x):
-    """log2|x|, NaN unless x is a normal number."""
-    y = log2(from_bits(to_bits(x) & _ABS))
-    return y if is_normal(x) else NAN
+    """log2|x| in LOG2_UNIT, NaN unless x is a normal number."""
+    f = from_bits(np.uint32(np.uint32(to_bits(x) & _FRACTION) | _ONE_BITS)) - ONE
+    size = magnitude(x)
+    y = fma(f, polynomial(_LOG2_MINUS_LINE, f), np.float32(size))
+    return y if size >= NORMAL else NAN
 
 
 @routine
@@ -170,21 +165,9 @@ def sine_cosine(f):
 
 @routine
 def half_turns(angle):
-    """Cosine and sine of half turns, NaN of NaN."""
-    valid = angle == angle
-    whole = np.rint(angle if valid else ZERO)
-    f = np.float32(angle - whole)
-    sign = np.uint32(np.uint32(np.int32(whole)) << np.uint32(31))
+    """Cosine and sine of up to 2^22 half turns, NaN of NaN."""
+    shifted = angle + _WHOLE  # rounded to a whole number, which is odd where its last bit is
+    f = angle - (shifted - _WHOLE)
+    sign = np.uint32(to_bits(shifted) << np.uint32(31))
     cosine, sine = polynomial(_COS_OF_HALF_TURNS, f * f), f * polynomial(_SIN_OF_HALF_TURNS, f * f)
     return from_bits(to_bits(cosine) ^ sign), from_bits(to_bits(sine) ^ sign)
-
-
-@routine
-def cosine_sine(quarters, f):
-    """Cosine and sine of ``quarters`` (uint32) quarters of a turn and f eighths, |f| <= 1."""
-    sine, cosine = sine_cosine(f)
-    swap = np.uint32(quarters & np.uint32(1)) != 0
-    x, y = (sine, cosine) if swap else (cosine, sine)
-    x_sign = np.uint32(np.uint32(np.uint32(quarters + np.uint32(1)) & np.uint32(2)) << np.uint32(30))
-    y_sign = np.uint32(np.uint32(quarters & np.uint32(2)) << np.uint32(30))
-    return from_bits(to_bits(x) ^ x_sign), from_bits(to_bits(y) ^ y_sign)
