@@ -20,6 +20,7 @@ import argparse
 import csv
 import dataclasses
 import functools
+import io
 import itertools
 import json
 import multiprocessing
@@ -28,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,6 +37,7 @@ from unittest import mock
 
 import torch
 import triton
+from elftools.elf.elffile import ELFFile
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
@@ -51,6 +53,7 @@ TARGETS = {
 D = 784
 _MUTANT_D = {"rotation_perturb": 64, "rotation_step": 64, "ring_step": 128}  # whose code for 784 takes long to compile
 _WORKERS = 2
+_INSTRUCTION = 16  # bytes, of NVIDIA's
 _TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 _PIPES = {
     "fp32": ("FFMA", "FMUL", "FADD", "HFMA2"),
@@ -74,23 +77,6 @@ class Variant:
     reads: dict[str, Tensor]
     writes: dict[str, Tensor]
     row_bytes: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Code:
-    """What is read off: accesses of global memory by their width in bits, ``stack`` and ``shared`` in bytes."""
-
-    instructions: int
-    threads: int
-    registers: int
-    spills: int
-    stack: int
-    shared: int
-    branches: int
-    barriers: int
-    loads: Counter[int]
-    stores: Counter[int]
-    pipes: Counter[str]
 
 
 def variants(d: int, n: int = 64, stream: Tensor | None = None, step: int = 2, shift: int = 0) -> Iterator[Variant]:
@@ -216,34 +202,65 @@ def compiled(launch: Callable[[], None], target: GPUTarget) -> CompiledKernel:
     return kernel
 
 
-def read(kernel: CompiledKernel) -> Code:
-    """What the machine code says, by the tools in Triton's wheel, or, for AMD, by the assembly that Triton returns."""
-    read_backend = _read_amd if kernel.metadata.target.backend == "hip" else _read_nvidia
-    threads = kernel.metadata.num_warps * kernel.metadata.target.warp_size
-    return Code(threads=threads, shared=kernel.metadata.shared, **read_backend(kernel))
+def usage(kernel: CompiledKernel) -> dict[str, int]:
+    """``registers`` of a thread; ``stack`` and ``shared`` in bytes; ``spills``, where code does not show them."""
+    if kernel.metadata.target.backend == "hip":
+        found = dict(re.findall(r"^\s+\.(\w+):\s+(\d+)$", kernel.asm["amdgcn"], re.MULTILINE))
+        registers, stack = int(found["vgpr_count"]), int(found["private_segment_fixed_size"])
+        spills = {"spills": int(found["vgpr_spill_count"]) + int(found["sgpr_spill_count"])}
+    else:
+        text = _output(_TOOLS / "cuobjdump", "-res-usage", data=kernel.asm["cubin"])
+        found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", text))
+        registers, stack, spills = int(found["REG"]), int(found["STACK"]) + int(found["LOCAL"]), {}
+    return {"registers": registers, **spills, "stack": stack, "shared": kernel.metadata.shared}
 
 
-def _read_nvidia(kernel: CompiledKernel) -> dict[str, Any]:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
-        file.flush()
-        text = _output(_TOOLS / "nvdisasm", "--print-code", "--no-dataflow", file.name)
-        usage = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", _output(_TOOLS / "cuobjdump", "-res-usage", file.name)))
+# ---- instructions ----
+
+
+def image(kernel: CompiledKernel) -> bytes | str:
+    """The machine code; for AMD, the assembly that Triton returns."""
+    if kernel.metadata.target.backend == "hip":
+        text = kernel.asm["amdgcn"]
+        # Up to the first label, arguments are loaded if the loader of kernels has not done so; behind the end is data.
+        return re.sub(r"\A.*?\n\ts_branch \.LBB\d+_0\n", "", text[: text.index("s_endpgm")], count=1, flags=re.DOTALL)
+    sections = ELFFile(io.BytesIO(kernel.asm["cubin"])).iter_sections()
+    (code,) = (section.data() for section in sections if section.name.startswith(".text."))
+    return code
+
+
+def operations(images: Sequence[Any], target: GPUTarget) -> list[list[str]]:
+    """The operations of every image. All are disassembled at once: the tool takes a third of a second to start."""
+    if target.backend == "hip":
+        return [re.findall(r"^\t([a-z]\w+)", text, re.MULTILINE) for text in images]
+    architecture = f"SM{target.arch}{'a' if int(target.arch) >= 90 else ''}"
+    text = _output(_TOOLS / "nvdisasm", "--binary", architecture, data=b"".join(images))
     code = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ +)?([\w.]+)", text, re.MULTILINE)
-    while code[-1] == "NOP" or code[-1].startswith("BRA"):  # behind the end: a jump to itself, and padding
-        code.pop()
+    ends = list(itertools.accumulate(len(image) // _INSTRUCTION for image in images))
+    assert len(code) == ends[-1]
+    return [_without_end(code[start:end]) for start, end in zip((0, *ends), ends, strict=False)]
+
+
+def _without_end(code: list[str]) -> list[str]:
+    """Code without what is behind its end: a jump to itself, and padding."""
+    while code[-1] == "NOP" or code[-1].startswith("BRA"):
+        code = code[:-1]
+    return code
+
+
+def of_nvidia(code: list[str]) -> dict[str, Any]:
+    """What is counted of operations; accesses of global memory by their width in bits."""
     loads, stores = (Counter(_bits(op) for op in code if op.startswith(name)) for name in ("LDG", "STG"))
-    pipes = {name: sum((2 if ".WIDE" in op else 1) * op.startswith(ops) for op in code) for name, ops in _PIPES.items()}
     return {
-        "instructions": len(code),
-        "registers": int(usage["REG"]),
         "spills": sum(op.startswith(("LDL", "STL")) for op in code),
-        "stack": int(usage["STACK"]) + int(usage["LOCAL"]),
         "branches": sum(op.split(".")[0] in ("BRA", "BRX", "JMP", "CALL", "RET") for op in code),
         "barriers": sum(op.startswith("BAR") for op in code),
-        "loads": loads,
-        "stores": stores,
-        "pipes": Counter(pipes),
+        "loads": _widths(loads),
+        "stores": _widths(stores),
+        **{
+            f"pipe_{name}": sum((2 if ".WIDE" in op else 1) * op.startswith(ops) for op in code)
+            for name, ops in _PIPES.items()
+        },
     }
 
 
@@ -252,22 +269,18 @@ def _bits(op: str) -> int:
     return int(match[1]) if match else 32
 
 
-def _read_amd(kernel: CompiledKernel) -> dict[str, Any]:
-    text = kernel.asm["amdgcn"]
-    usage = {name: int(value) for name, value in re.findall(r"^\s+\.(\w+):\s+(\d+)$", text, re.MULTILINE)}
-    # Up to the first label, arguments are loaded if the loader of kernels has not done so; behind the end is data.
-    body = re.sub(r"\A.*?\n\ts_branch \.LBB\d+_0\n", "", text[: text.index("s_endpgm")], count=1, flags=re.DOTALL)
-    code = re.findall(r"^\t([a-z]\w+)", body, re.MULTILINE)
+def of_amd(code: list[str]) -> dict[str, Any]:
+    """``of_nvidia``, without pipes."""
+    loads, stores = (
+        Counter(_amd_bits(op) for op in code if re.match(f"(global|buffer|flat)_{kind}", op))
+        for kind in ("load", "store")
+    )
     return {
-        "instructions": len(code),
-        "registers": usage["vgpr_count"],
-        "spills": usage["vgpr_spill_count"] + usage["sgpr_spill_count"],
-        "stack": usage["private_segment_fixed_size"],
         "branches": sum(op.startswith(("s_cbranch", "s_branch", "s_setpc", "s_swappc")) for op in code),
         "barriers": code.count("s_barrier"),
-        "loads": Counter(_amd_bits(op) for op in code if re.match("(global|buffer|flat)_load", op)),
-        "stores": Counter(_amd_bits(op) for op in code if re.match("(global|buffer|flat)_store", op)),
-        "pipes": Counter(),
+        "loads": _widths(loads),
+        "stores": _widths(stores),
+        **{f"pipe_{name}": 0 for name in _PIPES},
     }
 
 
@@ -277,8 +290,11 @@ def _amd_bits(op: str) -> int:
     return names.get(width) or 32 * int(width.removeprefix("dwordx"))
 
 
-def _output(tool: Path, *arguments: str) -> str:
-    return subprocess.run([tool, *arguments], capture_output=True, text=True, check=True).stdout
+def _output(tool: Path, *arguments: str, data: bytes) -> str:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        return subprocess.run([tool, *arguments, file.name], capture_output=True, text=True, check=True).stdout
 
 
 def accesses(kernel: CompiledKernel) -> dict[str, dict[str, bool]]:
@@ -358,33 +374,50 @@ def _spoil(function: JITFunction, old: str, new: str) -> None:
 # ---- tables ----
 
 _Task = tuple[str, str, str, str, int]  # mutant, target, kernel, form, d
+_COLUMNS = (
+    "mutant", "target", "kernel", "form", "d", "instructions_per_element", "bytes_per_element", "instructions",
+    "threads", "registers", "spills", "stack", "shared", "branches", "barriers", "loads", "stores", "array_loads",
+    "array_stores", "written", "wide_offsets", *(f"pipe_{name}" for name in _PIPES),
+)  # fmt: skip
 
 
 def _row(task: _Task) -> dict[str, Any]:
-    """A line of the table. A mutant changes the process that it is made in."""
+    """A line of the table but for what is counted of operations, and the ``image``, threads and elements of a program.
+    A mutant changes the process that it is made in."""
     mutant, target, kernel, form, d = task
     if mutant not in ("", "unaligned"):
         _spoil(*_MUTATIONS[kernel, form][mutant])
     of_d = variants(d, shift=int(mutant == "unaligned"))
     variant = next(v for v in of_d if (v.kernel, v.form) == (kernel, form))
     machine_code = compiled(variant.launch, TARGETS[target])
-    code, found = read(machine_code), accesses(machine_code)
-    elements, quads = variant.share(code.threads)
+    threads = machine_code.metadata.num_warps * TARGETS[target].warp_size
+    found = accesses(machine_code)
+    elements, quads = variant.share(threads)
     arrays = [*variant.reads.values(), *variant.writes.values()]
     kinds = (("load", variant.reads), ("store", variant.writes))
-    read_off = {field.name: getattr(code, field.name) for field in dataclasses.fields(code)}
-    pipes = read_off.pop("pipes")
     return {
         "mutant": mutant, "target": target, "kernel": kernel, "form": form, "d": d,
-        "instructions_per_element": f"{code.instructions * code.threads / elements:.2f}",
         "bytes_per_element": f"{sum(array.itemsize for array in arrays) + variant.row_bytes / d:.3f}",
-        **{name: _widths(value) if isinstance(value, Counter) else value for name, value in read_off.items()},
+        "threads": threads, **usage(machine_code),
         "array_loads": _widths(_of_quads(variant.reads, quads)),
         "array_stores": _widths(_of_quads(variant.writes, quads)),
         "written": " ".join(sorted(found["store"])),
         "wide_offsets": int(all(found[kind].get(name, False) for kind, names in kinds for name in names)),
-        **{f"pipe_{name}": pipes[name] for name in _PIPES},
+        "elements": elements, "image": image(machine_code),
     }  # fmt: skip
+
+
+def _lines(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with what is counted of operations."""
+    lines = []
+    for name in dict.fromkeys(row["target"] for row in rows):
+        target, of_target = TARGETS[name], [row for row in rows if row["target"] == name]
+        counted = of_amd if target.backend == "hip" else of_nvidia
+        for row, code in zip(of_target, operations([row["image"] for row in of_target], target), strict=True):
+            per_element = f"{len(code) * row['threads'] / row['elements']:.2f}"
+            line = {**row, **counted(code), "instructions": len(code), "instructions_per_element": per_element}
+            lines.append({column: line[column] for column in _COLUMNS})
+    return lines
 
 
 def _of_quads(arrays: dict[str, Tensor], quads: int) -> Counter[int]:
@@ -449,13 +482,12 @@ def main() -> None:
         if options.json:
             mutants = pool.map_async(_row, _mutants(), chunksize=1)
             launches = pool.map_async(_launches, [kernel for kernel, _ in _MUTATIONS], chunksize=1)
-            json.dump({"codes": codes.get(), "mutants": mutants.get(), "launches": launches.get()}, sys.stdout)
+            found = {"codes": _lines(codes.get()), "mutants": _lines(mutants.get()), "launches": launches.get()}
+            json.dump(found, sys.stdout)
         else:
-            writer = csv.DictWriter(
-                sys.stdout, [name for name in codes.get()[0] if name != "mutant"], lineterminator="\n"
-            )
+            writer = csv.DictWriter(sys.stdout, _COLUMNS[1:], extrasaction="ignore", lineterminator="\n")
             writer.writeheader()
-            writer.writerows({name: row[name] for name in writer.fieldnames} for row in codes.get())
+            writer.writerows(_lines(codes.get()))
 
 
 if __name__ == "__main__":
