@@ -2,7 +2,8 @@
 
 All of them are checked before any is timed, so that nothing wrong is ever called fast. A round then runs each once, in
 an order of its own: what the machine does meanwhile, and what one leaves in the caches for the next, falls on all
-alike, and ratios of medians mean something. Only ``run`` is timed, ``prepare`` is not.
+alike, and ratios of medians mean something. Only ``run`` is timed, ``prepare`` is not. Everyone has the cores to
+himself: OpenMP's threads go to sleep first, which spin for some milliseconds after an operation of PyTorch's.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import functools
 import random
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +25,7 @@ from fastmsgm import roofline
 # Of torch's generator when a contender runs for its check: what it drew can be drawn again. Problems draw their arrays
 # from another seed, or a contender's noise would be its own data.
 SEED = 1
+OPENMP_SPINS = 0.02  # seconds at most, with OMP_WAIT_POLICY as it is by default
 UNITS: dict[str, Callable[[float], float]] = {  # from the seconds that one item takes
     "ms": lambda seconds: 1e3 * seconds,
     "ns/element": lambda seconds: 1e9 * seconds,
@@ -141,6 +144,7 @@ class Compare:
         def turn() -> None:
             for c in order.sample(contenders, len(contenders)):
                 c.prepare()
+                time.sleep(OPENMP_SPINS)
                 seconds[c.name].append(roofline.clock(c.run, self.device) / c.items)
 
         check_once = functools.cache(functools.partial(check, contenders))

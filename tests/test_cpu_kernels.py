@@ -81,7 +81,7 @@ def test_fill_normal(d):
 
 @njit
 def _normals(count, radius, angle, z):
-    box_muller.normals(count, radius, angle, z)
+    box_muller.normals(count, radius, angle, z, 0, ())
 
 
 def test_normals_in_the_tails():

@@ -88,31 +88,40 @@ def write(size, kind, x, floats, bits):
             bits[i] = to_half(x[i])
 
 
-# ---- prefetching ----
+# ---- prefetching: to read, into the L2 cache ----
 
 
 @intrinsic
-def prefetch(typingctx, start, stop, x):
-    """Ask for ``x[start:stop]`` ahead of its use; an empty array is let be."""
-    return types.none(types.intp, types.intp, x), _prefetch_lines
+def prefetch(typingctx, start, stop, arrays):
+    """Ask for ``[start:stop]`` of a tuple of arrays ahead of its use; what lies behind an array's end is let be."""
+
+    def codegen(context, builder, signature, args):
+        for kind, array in zip(signature.args[2], cgutils.unpack_tuple(builder, args[2]), strict=True):
+            struct = context.make_array(kind)(context, builder, array)
+            end = builder.select(builder.icmp_signed("<", args[1], struct.nitems), args[1], struct.nitems)
+            step = ir.Constant(end.type, _per_line(kind))
+            with cgutils.for_range_slice(builder, args[0], end, step) as (index, _):
+                _prefetch_line(builder, builder.gep(struct.data, [index]))
+        return context.get_dummy_value()
+
+    return types.none(types.intp, types.intp, arrays), codegen
 
 
-@intrinsic
-def prefetch_step(typingctx, start, stop, x, f, f_bits, history):
-    """What a step reads comes from memory while the noise, which needs none of it, is computed."""
-    return types.none(types.intp, types.intp, x, f, f_bits, history), _prefetch_lines
-
-
-def _prefetch_lines(context, builder, signature, args):
-    start, stop, *arrays = args
-    i32 = ir.IntType(32)
-    for kind, array in zip(signature.args[2:], arrays, strict=True):
+def prefetch_some(context, builder, kinds, arrays, start, count):
+    """Within an intrinsic: ask for so many elements of a tuple of arrays, but of empty ones."""
+    for kind, array in zip(kinds, cgutils.unpack_tuple(builder, arrays), strict=True):
         struct = context.make_array(kind)(context, builder, array)
-        end = builder.select(builder.icmp_signed("<", stop, struct.nitems), stop, struct.nitems)
-        step = ir.Constant(start.type, _LINE * 8 // kind.dtype.bitwidth)
-        with cgutils.for_range_slice(builder, start, end, step) as (index, _):
-            address = builder.bitcast(builder.gep(struct.data, [index]), ir.IntType(8).as_pointer())
-            function = ir.FunctionType(ir.VoidType(), [address.type, i32, i32, i32])
-            prefetch = cgutils.get_or_insert_function(builder.module, function, "llvm.prefetch.p0")
-            builder.call(prefetch, [address, i32(0), i32(2), i32(1)])  # to read, into the L2 cache, data
-    return context.get_dummy_value()
+        with builder.if_then(builder.icmp_signed(">", struct.nitems, ir.Constant(struct.nitems.type, 0))):
+            for i in range(0, count, _per_line(kind)):  # behind the end there is nothing to be had, and no harm
+                _prefetch_line(builder, builder.gep(struct.data, [builder.add(start, ir.Constant(start.type, i))]))
+
+
+def _per_line(kind):
+    return _LINE * 8 // kind.dtype.bitwidth
+
+
+def _prefetch_line(builder, pointer):
+    i32, data = ir.IntType(32), ir.IntType(8).as_pointer()
+    function = ir.FunctionType(ir.VoidType(), [data, i32, i32, i32])
+    function = cgutils.get_or_insert_function(builder.module, function, "llvm.prefetch.p0")
+    builder.call(function, [builder.bitcast(pointer, data), i32(0), i32(2), i32(1)])

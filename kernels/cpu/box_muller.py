@@ -9,6 +9,7 @@ from numba import types
 from fastmsgm import rng
 
 from . import vectors
+from .arrays import prefetch_some
 from .scalar import intrinsic
 from .vectors import F32, I32, constant, fma, polynomial
 
@@ -22,25 +23,31 @@ _SIGN, _EXPONENT = -(2**31), -(2**23)  # bits
 
 
 @intrinsic
-def normals(typingctx, count, radius_words, angle_words, z):
-    """Fill z with two normals for each of ``count`` pairs of 32-bit words, an even number."""
+def normals(typingctx, count, radius_words, angle_words, z, element, needed_next):
+    """Fill z with two normals for each of ``count`` pairs of 32-bit words, an even number.
+
+    With every vector the elements of the tuple of arrays ``needed_next`` that are in its place, ``element`` and those
+    after it, are asked for: never so many at once that what is computed has to wait for them.
+    """
 
     def codegen(context, builder, signature, args):
         radius, angle, out = (
             context.make_array(kind)(context, builder, value).data
-            for kind, value in zip(signature.args[1:], args[1:], strict=True)
+            for kind, value in zip(signature.args[1:4], args[1:4], strict=True)
         )
 
         def body(lanes, index):
             size = _radius(builder, vectors.load(builder, radius, index, lanes))
             x, y = _turned(builder, size, vectors.load(builder, angle, index, lanes))
             pairs = vectors.shuffle(builder, x, [i for k in range(lanes) for i in (k, lanes + k)], y)
-            vectors.store(builder, pairs, out, builder.shl(index, ir.Constant(index.type, 1)))
+            first = builder.shl(index, ir.Constant(index.type, 1))
+            vectors.store(builder, pairs, out, first)
+            prefetch_some(context, builder, signature.args[5], args[5], builder.add(args[4], first), 2 * lanes)
 
         vectors.loops(builder, ir.Constant(args[0].type, 0), args[0], _LANES, body)
         return context.get_dummy_value()
 
-    return types.none(types.int64, radius_words, angle_words, z), codegen
+    return types.none(types.int64, radius_words, angle_words, z, types.int64, needed_next), codegen
 
 
 def _radius(builder, word):

@@ -16,7 +16,7 @@ from torch import Tensor
 from fastmsgm import rng
 
 from ..polynomials import LOG2_UNIT
-from .arrays import ABSENT, FLOAT, address, copy, flat, network_side, optional, prefetch_step, step_arrays, widen, write
+from .arrays import ABSENT, FLOAT, address, copy, flat, network_side, optional, step_arrays, widen, write
 from .compile import allocating, routine
 from .philox import BLOCK, block_noise, buffers, extent, floats, unsigned_range
 from .scalar import NAN, NORMAL, SIGN, exp2, fma, from_bits, is_normal, log2_abs, magnitude, to_bits
@@ -85,7 +85,7 @@ def _fill_blocks(first, last, d, room, out, stream, kind, step):
     quads = (d + 3) // 4
     for quad in range(first * quads, last * quads, BLOCK):
         count, start, stop = extent(quad, last * quads, d)
-        block_noise(quad, count, d, stream, kind, step, room, out[start:stop])
+        block_noise(quad, count, d, stream, kind, step, room, out[start:stop], ())
 
 
 @allocating
@@ -104,7 +104,7 @@ def _perturb_blocks(
     for quad in range(first * quads, last * quads, BLOCK):
         count, start, stop = extent(quad, last * quads, d)
         size = stop - start
-        block_noise(quad, count, d, stream, kind, step, room, z)
+        block_noise(quad, count, d, stream, kind, step, room, z, (x0,))
         _per_element(start, size, d, coefficients, shift_of, s_of, c_in_of)
         x = x0[start:stop]
         _perturb_increment(size, z, shift_of, s_of, t)
@@ -132,8 +132,7 @@ def _step_blocks(
     for quad in range(first * quads, last * quads, BLOCK):
         count, start, stop = extent(quad, last * quads, d)
         size = stop - start
-        prefetch_step(start, stop, x_all, f_all, f_bits, history)
-        block_noise(quad, count, d, stream, rng.Kind.STEP.value, step, room, z)
+        block_noise(quad, count, d, stream, rng.Kind.STEP.value, step, room, z, (x_all, f_all, f_bits, history))
         x = out[start:stop]
         if not in_place:
             copy(size, x_all[start:stop], x)

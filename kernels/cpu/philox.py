@@ -62,14 +62,18 @@ def buffers(d):
 
 
 @routine
-def block_noise(first, count, d, stream, kind, step, room, z):
-    """Fill z with the normals of ``count`` quads from ``first`` on, in the elements' order."""
+def block_noise(first, count, d, stream, kind, step, room, z, needed_next):
+    """Fill z with the normals of ``count`` quads from ``first`` on, in the elements' order.
+
+    Meanwhile the same elements of ``needed_next``, a tuple of flat (n, d) arrays, come from memory.
+    """
     block_words(first, count, d, stream, kind, step, room)
-    _, _, _, radius_words, angle_words, padded = room
+    radius, angle, padded = room[3].view(np.uint32), room[4].view(np.uint32), room[5]
+    element = _element(first, d)
     if d % 4 == 0:
-        normals(2 * count, radius_words.view(np.uint32), angle_words.view(np.uint32), z)
+        normals(2 * count, radius, angle, z, element, needed_next)
     else:
-        normals(2 * count, radius_words.view(np.uint32), angle_words.view(np.uint32), padded)
+        normals(2 * count, radius, angle, padded, element, needed_next)
         pack(first, count, (d + 3) // 4, d, padded, z)
 
 

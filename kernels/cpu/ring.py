@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastmsgm import rng
 
-from .arrays import FLOAT, address, copy, prefetch_step, step_arrays, widen
+from .arrays import FLOAT, address, copy, prefetch, step_arrays, widen
 from .compile import allocating, routine
 from .philox import BLOCK, buffers, odd_words, unsigned_range
 from .rows import batch, combine, elements, mark_lost, put_tile, row_noise, row_numbers, square_of, tile
@@ -58,15 +58,17 @@ def _step_tiles(
     for row in range(first, last, tile(d)):
         rows = min(tile(d), last - row)
         start, stop = row * d, (row + rows) * d
-        prefetch_step(start, stop, x_all, f_all, f_bits, history)
+        needed_next = x_all, f_all, f_bits, history
         if noisy:
-            row_noise(row, rows, d, stream, rng.Kind.STEP.value, step, room, angle)
+            row_noise(row, rows, d, stream, rng.Kind.STEP.value, step, room, angle, needed_next)
             within = (row - first) % batch(d)
             if within == 0:
                 odd_words(row, min(batch(d), last - row), stream, rng.Kind.STEP.value, step, word_room, reverses)
             reverse = reverses[within:]
             for r in range(rows):
                 _noise_angles(d, reverse[r], noise, angle[r * d :], xi[r * d :])
+        else:
+            prefetch(start, stop, needed_next)
         if f_dtype == FLOAT:
             f = f_all[start:stop]
         else:

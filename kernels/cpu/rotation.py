@@ -20,7 +20,6 @@ from .arrays import (
     network_side,
     optional,
     prefetch,
-    prefetch_step,
     step_arrays,
     widen,
     write,
@@ -86,11 +85,11 @@ def _perturb_tiles(
     for row in range(first, last, tile(d)):
         rows = min(tile(d), last - row)
         start, stop = row * d, (row + rows) * d
-        prefetch(start, stop, u_all)
-        row_noise(row, rows, d, stream, rng.Kind.TRAINING_NOISE.value, step, room, xi)
+        row_noise(row, rows, d, stream, rng.Kind.TRAINING_NOISE.value, step, room, xi, (u_all,))
         within = (row - first) % batch(d)
         if within == 0:
-            block_noise(row, min(batch(d), last - row), 1, stream, rng.Kind.TRAINING_ANGLE.value, step, angle_room, z)
+            count = min(batch(d), last - row)
+            block_noise(row, count, 1, stream, rng.Kind.TRAINING_ANGLE.value, step, angle_room, z, ())
         u, numbers = u_all[start:stop], coefficients[row : row + rows]
         for r in range(rows):
             scale[r], xi_u[r], _, _ = measure(r * d, r * d + d, u, xi, no_xi, no_xi)
@@ -130,9 +129,11 @@ def _step_tiles(
     for row in range(first, last, tile(d)):
         rows = min(tile(d), last - row)
         start, stop = row * d, (row + rows) * d
-        prefetch_step(start, stop, u_all, f_all, f_bits, history)
+        needed_next = u_all, f_all, f_bits, history
         if noisy:
-            row_noise(row, rows, d, stream, rng.Kind.STEP.value, step, room, xi)
+            row_noise(row, rows, d, stream, rng.Kind.STEP.value, step, room, xi, needed_next)
+        else:
+            prefetch(start, stop, needed_next)
         if f_dtype == FLOAT:
             f = f_all[start:stop]
         else:
@@ -147,7 +148,8 @@ def _step_tiles(
             new = out[start:stop]
             within = (row - first) % batch(d)
             if noisy and within == 0:
-                block_noise(row, min(batch(d), last - row), 1, stream, rng.Kind.ANGLE.value, step, angle_room, z)
+                count = min(batch(d), last - row)
+                block_noise(row, count, 1, stream, rng.Kind.ANGLE.value, step, angle_room, z, ())
             flow_rows(rows, d, u, f, past, noise, numbers, angles, z[within:], tangent, new, lost, numbers_of_rows)
         for r in range(rows):
             if lost[r]:

@@ -51,12 +51,12 @@ def row_numbers():
 
 
 @routine
-def row_noise(first, rows, d, stream, kind, step, room, xi):
-    """The normals of ``rows`` rows from ``first`` on."""
+def row_noise(first, rows, d, stream, kind, step, room, xi, needed_next):
+    """The normals of ``rows`` rows from ``first`` on; ``needed_next`` is that of ``block_noise``."""
     quads = (d + 3) // 4
     for quad in range(first * quads, (first + rows) * quads, BLOCK):
         count, start, stop = extent(quad, (first + rows) * quads, d)
-        block_noise(quad, count, d, stream, kind, step, room, xi[start - first * d : stop - first * d])
+        block_noise(quad, count, d, stream, kind, step, room, xi[start - first * d : stop - first * d], needed_next)
 
 
 @routine
