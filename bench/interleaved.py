@@ -2,8 +2,8 @@
 
 All of them are checked before any is timed, so that nothing wrong is ever called fast. A round then runs each once, in
 an order of its own: what the machine does meanwhile, and what one leaves in the caches for the next, falls on all
-alike, and ratios of medians mean something. Only ``run`` is timed, ``prepare`` is not. Everyone has the cores to
-himself: OpenMP's threads go to sleep first, which spin for some milliseconds after an operation of PyTorch's.
+alike, and ratios of medians mean something. Only ``run`` is timed, ``prepare`` is not. Each has the cores to
+itself: OpenMP's threads go to sleep first, which spin for some milliseconds after an operation of PyTorch's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fastmsgm import roofline
 # Of torch's generator when a contender runs for its check: what it drew can be drawn again. Problems draw their arrays
 # from another seed, or a contender's noise would be its own data.
 SEED = 1
-OPENMP_SPINS = 0.02  # seconds at most, with OMP_WAIT_POLICY as it is by default
+OPENMP_SPINS = 0.02  # seconds at most, of GNU's OpenMP, which PyTorch brings on Linux
 UNITS: dict[str, Callable[[float], float]] = {  # from the seconds that one item takes
     "ms": lambda seconds: 1e3 * seconds,
     "ns/element": lambda seconds: 1e9 * seconds,
@@ -144,7 +144,8 @@ class Compare:
         def turn() -> None:
             for c in order.sample(contenders, len(contenders)):
                 c.prepare()
-                time.sleep(OPENMP_SPINS)
+                if self.timed and self.device.type == "cpu":
+                    time.sleep(OPENMP_SPINS)
                 seconds[c.name].append(roofline.clock(c.run, self.device) / c.items)
 
         check_once = functools.cache(functools.partial(check, contenders))

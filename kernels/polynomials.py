@@ -1,7 +1,8 @@
 """Coefficients that the Triton and the CPU kernels share, of float32, lowest degree first; the noise's are in ``rng``.
 
 log2(1 + f) - f is f times a polynomial in f, for f in [0, 1), times 2^24: minimax, off by 5e-8. With what is rounded,
-log2 is off by 1.3e-7 or, beyond 2, as much of itself; near 1 that may be all of it, but states see absolute errors.
+log2 is off by 1.6e-7, or as much of itself where it is beyond 1; near 0 that may be all of it, but states see absolute
+errors.
 sin(pi f) is f times a polynomial in f^2, and cos(pi f) one in f^2, for f in [-1/2, 1/2]: minimax, 8e-9 and 5e-8.
 """
 

@@ -86,8 +86,10 @@ def _normals(count, radius, angle, z):
 
 def test_normals_in_the_tails():
     # The smallest radius words and both ends of every quadrant; the largest |z| of the stream is 6.77.
-    radius = np.array([0, 0, 1, 2**32 - 1, 2**32 - 1, 2**31] * 8, np.uint32)
-    angle = np.array([0, 2**29 - 1, 2**29, 2**30, 3 * 2**30, 2**32 - 1, 2**31 - 1, 7 * 2**29] * 6, np.uint32)
+    radius = np.array([0, 0, 1, 2**32 - 1, 2**32 - 1, 2**31] * 8 + [0, 2**32 - 1], np.uint32)
+    angle = np.array(
+        [0, 2**29 - 1, 2**29, 2**30, 3 * 2**30, 2**32 - 1, 2**31 - 1, 7 * 2**29] * 6 + [2**29, 2**31 - 1], np.uint32
+    )
     z = np.full(2 * len(radius), np.nan, np.float32)
     _normals(len(radius), radius, angle, z)
     size = np.sqrt(-2 * np.log((radius.astype(np.float32) * 2.0**-32 + 2.0**-33).astype(np.float32).astype(np.float64)))

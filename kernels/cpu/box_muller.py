@@ -8,13 +8,12 @@ from numba import types
 
 from fastmsgm import rng
 
-from . import vectors
 from .arrays import prefetch_some
 from .scalar import intrinsic
-from .vectors import F32, I32, constant, fma, polynomial
+from .vectors import F32, I32, constant, fma, load, loops, polynomial, shuffle, sqrt, store
 
-# Pairs at a time: so many that the parts of a vector hide the other's waiting for a logarithm and its square root. All
-# rows end at a whole quad, of two pairs.
+# Pairs at a time: so many that while one part of a vector waits for its logarithm and square root the others have work.
+# All rows end at a whole quad, of two pairs.
 _LANES = (32, 8, 2)
 _MINUS_LOG2 = tuple(float(np.float32(-(2.0**23) * c)) for c in rng.LOG2)
 _MINUS_2_LN_UNIT = float(np.float32(-(2.0**-23) * rng.MINUS_2_LN2))
@@ -26,8 +25,8 @@ _SIGN, _EXPONENT = -(2**31), -(2**23)  # bits
 def normals(typingctx, count, radius_words, angle_words, z, element, needed_next):
     """Fill z with two normals for each of ``count`` pairs of 32-bit words, an even number.
 
-    With every vector the elements of the tuple of arrays ``needed_next`` that are in its place, ``element`` and those
-    after it, are asked for: never so many at once that what is computed has to wait for them.
+    With every vector as many elements of each of the arrays ``needed_next`` are asked for, from ``element`` on: never
+    so many at once that what is computed has to wait for them.
     """
 
     def codegen(context, builder, signature, args):
@@ -37,14 +36,14 @@ def normals(typingctx, count, radius_words, angle_words, z, element, needed_next
         )
 
         def body(lanes, index):
-            size = _radius(builder, vectors.load(builder, radius, index, lanes))
-            x, y = _turned(builder, size, vectors.load(builder, angle, index, lanes))
-            pairs = vectors.shuffle(builder, x, [i for k in range(lanes) for i in (k, lanes + k)], y)
+            size = _radius(builder, load(builder, radius, index, lanes))
+            x, y = _turned(builder, size, load(builder, angle, index, lanes))
+            pairs = shuffle(builder, x, [i for k in range(lanes) for i in (k, lanes + k)], y)
             first = builder.shl(index, ir.Constant(index.type, 1))
-            vectors.store(builder, pairs, out, first)
+            store(builder, pairs, out, first)
             prefetch_some(context, builder, signature.args[5], args[5], builder.add(args[4], first), 2 * lanes)
 
-        vectors.loops(builder, ir.Constant(args[0].type, 0), args[0], _LANES, body)
+        loops(builder, ir.Constant(args[0].type, 0), args[0], _LANES, body)
         return context.get_dummy_value()
 
     return types.none(types.int64, radius_words, angle_words, z, types.int64, needed_next), codegen
@@ -61,7 +60,7 @@ def _radius(builder, word):
     f = builder.fsub(builder.bitcast(builder.sub(bits, exponent), floats), constant(1.0, lanes))
     whole = builder.fneg(builder.sitofp(exponent, floats))
     minus_log2 = fma(builder, f, polynomial(builder, _MINUS_LOG2, f), whole)  # in 2^-23
-    return vectors.sqrt(builder, builder.fmul(constant(_MINUS_2_LN_UNIT, lanes), minus_log2))
+    return sqrt(builder, builder.fmul(constant(_MINUS_2_LN_UNIT, lanes), minus_log2))
 
 
 def _turned(builder, radius, word):

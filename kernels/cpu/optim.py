@@ -31,11 +31,11 @@ def _egd_range(first, last, w, g, rate):
 def _update(size, w, g, rate):
     for i in range(size):
         sign = np.uint32(to_bits(w[i]) & SIGN)
-        size = from_bits(np.uint32(to_bits(w[i]) ^ sign))
+        old = from_bits(np.uint32(to_bits(w[i]) ^ sign))
         exponent = from_bits(np.uint32(to_bits(-rate * g[i]) ^ sign))
-        new = _clamp(size * exp2(_clamp(exponent, -_LARGEST, _LARGEST)), _TINY, _HUGE)
+        new = _clamp(old * exp2(_clamp(exponent, -_LARGEST, _LARGEST)), _TINY, _HUGE)
         # The sign comes last: a choice between a number and what is there would become a store by mask, which is slow.
-        w[i] = from_bits(np.uint32(to_bits(new if is_normal(size) else size) | sign))
+        w[i] = from_bits(np.uint32(to_bits(new if is_normal(old) else old) | sign))
 
 
 @routine

@@ -17,11 +17,10 @@ from numba.core import cgutils, codegen
 
 from fastmsgm import rng
 
-from . import vectors
 from .box_muller import normals
 from .compile import allocating, routine
 from .scalar import intrinsic
-from .vectors import I32, I64
+from .vectors import I32, I64, constant, load, shuffle, spread, store
 
 BLOCK = 256  # quads: every buffer of a block fits into the L1 cache
 LONG_ROW = 4096  # quads of a row, above which its tables are made for each block
@@ -65,7 +64,7 @@ def buffers(d):
 def block_noise(first, count, d, stream, kind, step, room, z, needed_next):
     """Fill z with the normals of ``count`` quads from ``first`` on, in the elements' order.
 
-    Meanwhile the same elements of ``needed_next``, a tuple of flat (n, d) arrays, come from memory.
+    Meanwhile about the same elements of ``needed_next``, a tuple of flat (n, d) arrays, come from memory.
     """
     block_words(first, count, d, stream, kind, step, room)
     radius, angle, padded = room[3].view(np.uint32), room[4].view(np.uint32), room[5]
@@ -131,7 +130,7 @@ def _element(quad, d):
 @routine
 def rounds_of_quads(quad, count, quads, upper, kind, step, seed, tables):
     """What rounds 1 to 3 have of the quads: of ``count`` from ``quad`` on, after the last of a row its first again. In
-    order: c3 ^ k1 of round 2, c1 ^ k0 and the halves of p0 of round 3, the upper one ^ k1."""
+    order: c3 ^ k1 of round 2, c1 ^ k0 of round 3, the upper half of its p0 ^ k1, and that p0."""
     seed0, seed1 = np.uint64(seed) & _LOW_HALF, np.uint64(seed) >> _HALF
     common = (((np.uint64(kind) << _KIND) + np.uint64(upper)) & _LOW_HALF) * _M1 & _LOW_HALF  # c1 after round 1
     w3, i = np.uint64(step) & _LOW_HALF, 0
@@ -173,11 +172,11 @@ def philox(typingctx, count, tables, quad, products, seed, radius_words, angle_w
             context.make_array(kind)(context, builder, value).data
             for kind, value in ((signature.args[i], args[i]) for i in (1, 3, 5, 6))
         )
-        low, half, m0, m1 = (vectors.constant(int(c), lanes, I64) for c in (_LOW_HALF, _HALF, _M0, _M1))
+        low, half, m0, m1 = (constant(int(c), lanes, I64) for c in (_LOW_HALF, _HALF, _M0, _M1))
         seed0 = builder.and_(args[4], ir.Constant(I64, int(_LOW_HALF)))
         seed1 = builder.lshr(args[4], ir.Constant(I64, int(_HALF)))
         keys = [
-            [vectors.spread(builder, builder.add(part, ir.Constant(I64, int(bump))), lanes) for bump in bumps[3:]]
+            [spread(builder, builder.add(part, ir.Constant(I64, int(bump))), lanes) for bump in bumps[3:]]
             for part, bumps in ((seed0, _KEYS0), (seed1, _KEYS1))
         ]
         halves = ir.VectorType(I32, 2 * lanes)
@@ -185,14 +184,14 @@ def philox(typingctx, count, tables, quad, products, seed, radius_words, angle_w
 
         def row(i, index):
             offset = builder.add(builder.add(args[2], index), ir.Constant(I64, i * _TABLE))
-            return vectors.load(builder, table, offset, lanes)
+            return load(builder, table, offset, lanes)
 
         def high(p):
             return builder.lshr(p, half)
 
         zero, step = ir.Constant(I64, 0), ir.Constant(I64, lanes)
         with cgutils.for_range_slice(builder, zero, args[0], step) as (k, _):
-            p0 = vectors.load(builder, product, k, lanes)
+            p0 = load(builder, product, k, lanes)
             p1 = builder.mul(builder.and_(builder.xor(high(p0), row(0, k)), low), m1)
             c0, c1 = builder.xor(high(p1), row(1, k)), p1
             c2, c3 = builder.xor(row(2, k), p0), row(3, k)
@@ -203,8 +202,8 @@ def philox(typingctx, count, tables, quad, products, seed, radius_words, angle_w
                 c1, c3 = p1, p0
             for data, first, second in ((radius, c0, c2), (angle, c1, c3)):
                 first, second = builder.bitcast(first, halves), builder.bitcast(second, halves)
-                pairs = vectors.shuffle(builder, first, lower_halves, second)
-                vectors.store(builder, builder.bitcast(pairs, m0.type), data, k)
+                pairs = shuffle(builder, first, lower_halves, second)
+                store(builder, builder.bitcast(pairs, m0.type), data, k)
         return context.get_dummy_value()
 
     return types.none(types.int64, tables, types.int64, products, types.uint64, radius_words, angle_words), codegen

@@ -52,7 +52,7 @@ def _step_tiles(
     drift, noise, c_in = numbers
     noise = noise if abs(noise) <= _LARGEST / np.float32(8.0) else NAN
     square, reverses = rows_space
-    reverse = reverses
+    reverse = reverses  # of a tile; without noise there is none
     room, word_room, widened, new, xi, angle, cos, sin = space
     of_last, of_even, half = weights
     for row in range(first, last, tile(d)):

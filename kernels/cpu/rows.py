@@ -11,12 +11,11 @@ import numpy as np
 from numba import types
 from numba.core import cgutils
 
-from . import vectors
 from .arrays import ABSENT, copy, write
 from .compile import allocating, routine
 from .philox import BLOCK, block_noise, extent
 from .scalar import NAN, ZERO, intrinsic
-from .vectors import I32, constant, fma, load, store
+from .vectors import I32, constant, fma, load, loops, shuffle, spread, store
 
 CHUNK = 1024  # elements of a long row that several passes share while they lie in the L1 cache
 SHORTEST = np.float32(1e-30)  # squared: a shorter vector has no direction
@@ -28,7 +27,7 @@ _LANES = (16, 4, 1)  # numbers worked on at a time, and partial sums, whatever t
 
 @routine
 def tile(d):
-    """Rows of a tile: never one alone, which would wait for its own numbers."""
+    """Rows of a tile. Where one row fills a block there are two: while one waits for its numbers the other has work."""
     return max(2, BLOCK // ((d + 3) // 4))
 
 
@@ -124,7 +123,7 @@ def products(typingctx, y, xs, start, stop):
                 total = fma(builder, load(builder, x, index, lanes), y, builder.load(totals[lanes]))
                 builder.store(total, totals[lanes])
 
-        vectors.loops(builder, args[2], args[3], _LANES, body)
+        loops(builder, args[2], args[3], _LANES, body)
         return context.make_tuple(builder, signature.return_type, [_total(builder, totals) for totals in sums])
 
     return types.UniTuple(types.float32, len(xs))(y, xs, types.intp, types.intp), codegen
@@ -137,17 +136,17 @@ def combine_products(typingctx, out, factors, xs, ys, start, stop):
     def codegen(context, builder, signature, args):
         target, *data = _pointers(context, builder, (signature.args[0], signature.args[2]), (args[0], args[2]))
         _, *others = _pointers(context, builder, (signature.args[0], signature.args[3]), (args[0], args[3]))
-        spread = _spread(builder, args[1])
+        scales = _spread(builder, args[1])
         zeros = {lanes: constant(0.0, lanes) for lanes in _LANES}
         sums = [{n: cgutils.alloca_once_value(builder, zero) for n, zero in zeros.items()} for _ in (target, *others)]
 
         def body(lanes, index):
-            new = _combined(builder, spread[lanes], [load(builder, x, index, lanes) for x in data])
+            new = _combined(builder, scales[lanes], [load(builder, x, index, lanes) for x in data])
             store(builder, new, target, index)
             for y, totals in zip((new, *(load(builder, y, index, lanes) for y in others)), sums, strict=True):
                 builder.store(fma(builder, y, new, builder.load(totals[lanes])), totals[lanes])
 
-        vectors.loops(builder, args[4], args[5], _LANES, body)
+        loops(builder, args[4], args[5], _LANES, body)
         return context.make_tuple(builder, signature.return_type, [_total(builder, totals) for totals in sums])
 
     kinds = types.UniTuple(types.float32, len(factors)), xs, ys, types.intp, types.intp
@@ -160,13 +159,13 @@ def combine(typingctx, out, factors, xs, start, stop):
 
     def codegen(context, builder, signature, args):
         target, *data = _pointers(context, builder, (signature.args[0], signature.args[2]), (args[0], args[2]))
-        spread = _spread(builder, args[1])
+        scales = _spread(builder, args[1])
 
         def body(lanes, index):
-            new = _combined(builder, spread[lanes], [load(builder, x, index, lanes) for x in data])
+            new = _combined(builder, scales[lanes], [load(builder, x, index, lanes) for x in data])
             store(builder, new, target, index)
 
-        vectors.loops(builder, args[3], args[4], _LANES, body)
+        loops(builder, args[3], args[4], _LANES, body)
         return context.get_dummy_value()
 
     return types.none(out, types.UniTuple(types.float32, len(factors)), xs, types.intp, types.intp), codegen
@@ -175,7 +174,7 @@ def combine(typingctx, out, factors, xs, start, stop):
 def _spread(builder, factors):
     """A tuple of numbers as vectors of every width."""
     scalars = cgutils.unpack_tuple(builder, factors)
-    return {lanes: [vectors.spread(builder, scalar, lanes) for scalar in scalars] for lanes in _LANES}
+    return {lanes: [spread(builder, scalar, lanes) for scalar in scalars] for lanes in _LANES}
 
 
 def _combined(builder, factors, xs):
@@ -197,7 +196,7 @@ def _total(builder, totals):
     for lanes in _LANES[1:]:
         while total.type.count > lanes:
             half = total.type.count // 2
-            low, high = (vectors.shuffle(builder, total, range(i, i + half)) for i in (0, half))
+            low, high = (shuffle(builder, total, range(i, i + half)) for i in (0, half))
             total = builder.fadd(low, high)
         total = builder.fadd(total, builder.load(totals[lanes]))
     return builder.extract_element(total, I32(0))
