@@ -12,3 +12,5 @@ allocating: Any = functools.partial(njit, nogil=True, cache=True)
 # All else. It counts no references to arrays, which are atomic operations, some for every slice and call, and so must
 # not return an array or call what allocates.
 routine: Any = functools.partial(njit, nogil=True, cache=True, _nrt=False)  # pyright: ignore[reportCallIssue]
+# What is called for every row: to hand over arrays takes as long as a dozen elements.
+inlined: Any = functools.partial(routine, forceinline=True)

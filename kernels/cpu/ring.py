@@ -12,7 +12,7 @@ from torch import Tensor
 from fastmsgm import rng
 
 from .arrays import FLOAT, address, copy, prefetch, step_arrays, widen
-from .compile import allocating, routine
+from .compile import allocating, inlined, routine
 from .philox import BLOCK, buffers, odd_words, unsigned_range
 from .rows import batch, combine, elements, mark_lost, put_tile, row_noise, row_numbers, square_of, tile
 from .scalar import HALF, NAN, ONE, fma, from_bits, half_turns, is_normal, to_bits
@@ -145,13 +145,13 @@ def _flow_angles(rows, d, x, f, drift, angle):
         angle[i] = phi if abs(phi) <= _LARGEST else NAN
 
 
-@routine
+@inlined
 def _multiply(d, weights, angle):
     for k in range(d):
         angle[k] = weights[k] * angle[k]
 
 
-@routine
+@inlined
 def _noise_angles(d, reverse, noise, z, xi):
     """noise times the pairs' normals, which for even d and in ``reverse`` are those of the pairs before."""
     if d % 2 or not reverse:
@@ -164,7 +164,7 @@ def _noise_angles(d, reverse, noise, z, xi):
         xi[0] = noise * z[d - 1]
 
 
-@routine
+@inlined
 def _add_products(d, xi, weights, angle):
     for k in range(d):
         angle[k] = fma(weights[k], xi[k], angle[k])
@@ -180,7 +180,7 @@ def _circles(size, angle, cos, sin):
 # ---- groups, of the row that begins at ``begin``; even and odd pairs are those that do not go around the end ----
 
 
-@routine
+@inlined
 def _turn_there(d, begin, reverse, cos, sin, x):
     """All groups, from the first on or from the last one."""
     if reverse:
@@ -193,7 +193,7 @@ def _turn_there(d, begin, reverse, cos, sin, x):
         _turn_around(d, begin, cos, sin, x)
 
 
-@routine
+@inlined
 def _turn_back(d, begin, reverse, cos, sin, x):
     """All groups but the one that came last, the others in reverse."""
     if d % 2 or reverse:
@@ -204,7 +204,7 @@ def _turn_back(d, begin, reverse, cos, sin, x):
         _turn_pairs(d, 0, begin, cos, sin, x)
 
 
-@routine
+@inlined
 def _turn_pairs(d, first, begin, cos, sin, x):
     """The even (``first`` 0) or odd (1) pairs."""
     for j in unsigned_range(0, (d - first) // 2):
@@ -213,7 +213,7 @@ def _turn_pairs(d, first, begin, cos, sin, x):
         x[i], x[i + _NEXT] = fma(c, a, s * b), fma(c, b, -(s * a))
 
 
-@routine
+@inlined
 def _turn_around(d, begin, cos, sin, x):
     end = begin + d - 1
     a, b, c, s = x[end], x[begin], cos[end], sin[end]

@@ -12,7 +12,7 @@ from numba import types
 from numba.core import cgutils
 
 from .arrays import ABSENT, copy, write
-from .compile import allocating, routine
+from .compile import allocating, inlined, routine
 from .philox import BLOCK, block_noise, extent
 from .scalar import NAN, ZERO, intrinsic
 from .vectors import I32, constant, fma, load, loops, shuffle, spread, store
@@ -67,14 +67,14 @@ def mark_lost(r, d, new, past, sample, step, bad):
         bad[sample] = step
 
 
-@routine(inline="always")
+@inlined
 def put_tile(size, new, c_in, out, net_dtype, net_in, net_bits):
     """Write the tile out and, times c_in, to the network; ``new`` is used up."""
     copy(size, new, out)
     put_net(size, new, c_in, new, net_dtype, net_in, net_bits)
 
 
-@routine(inline="always")
+@inlined
 def put_net(size, new, c_in, scaled, net_dtype, net_in, net_bits):
     """Write c_in times the tile to the network, by way of ``scaled``."""
     if net_dtype != ABSENT:
@@ -85,22 +85,24 @@ def put_net(size, new, c_in, scaled, net_dtype, net_in, net_bits):
 # ---- a row ----
 
 
-@routine(error_model="numpy")
+@inlined(error_model="numpy")
 def measure(begin, end, u, f, past, xi):
     """1 / |u| (NaN where |u|^2 is zero or infinite), and f.u, past.u and xi.u; an absent array (empty) gives 0."""
     square, f_u, past_u, xi_u = ZERO, ZERO, ZERO, ZERO
     for i in range(begin, end, CHUNK):
         stop = min(i + CHUNK, end)
-        parts = products(u, (u, f), i, stop)
-        square, f_u = square + parts[0], f_u + parts[1]
+        if len(xi):
+            parts = products(u, (u, f, xi), i, stop)
+            square, f_u, xi_u = square + parts[0], f_u + parts[1], xi_u + parts[2]
+        else:
+            parts = products(u, (u, f), i, stop)
+            square, f_u = square + parts[0], f_u + parts[1]
         if len(past):
             past_u += products(u, (past,), i, stop)[0]
-        if len(xi):
-            xi_u += products(u, (xi,), i, stop)[0]
     return np.sqrt(square) / square, f_u, past_u, xi_u
 
 
-@routine
+@inlined
 def square_of(x, begin, end):
     total = ZERO
     for i in range(begin, end, CHUNK):
