@@ -1,9 +1,10 @@
-"""A Fashion-MNIST classifier whose 128 penultimate features are the space of the project's Frechet distances.
+"""A Fashion-MNIST classifier; Frechet distances are measured in its 128 penultimate features.
 
-An ordinary convolutional network, trained with cross-entropy on one seeded half of the training set. The other half,
-which it never saw, gives the floor: the distance of real images from the test set. Run the file to train it again:
+An ordinary convolutional network, trained with cross-entropy on a seeded half of the training set.
+The other half, which it never sees, gives the floor: the distance of real images from the test set.
+To train it again:
 
-    python bench/fashion_classifier.py    (about five minutes on one core)
+    python -m bench.fashion_classifier    (about five minutes on one core)
 """
 
 from __future__ import annotations
@@ -27,13 +28,18 @@ EPOCHS, BATCH, LEARNING_RATE = 8, 128, 2e-3
 
 
 class Classifier(nn.Module):
-    """Three 3x3 convolutions (32, 64, 128 channels), each halved by pooling, 128 features, 10 classes."""
+    """Three 3x3 convolutions (32, 64, 128 channels) with pooling, 128 features, 10 classes."""
 
     def __init__(self) -> None:
         super().__init__()
         channels = (1, 32, 64, 128)
         blocks = [
-            nn.Sequential(nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU(), nn.MaxPool2d(2))
+            nn.Sequential(
+                nn.Conv2d(i, o, 3, padding=1, bias=False),
+                nn.BatchNorm2d(o),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+            )
             for i, o in itertools.pairwise(channels)
         ]
         self.convolutions = nn.Sequential(*blocks, nn.Flatten())
@@ -42,7 +48,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(128, 10)
 
     def features(self, images: Tensor) -> Tensor:
-        """(n, 1, 28, 28) in [0, 1] -> (n, 128), after the ReLU."""
+        """Return the features (n, 128), after the ReLU, of images (n, 1, 28, 28) in [0, 1]."""
         return torch.relu(self.hidden(self.dropout(self.convolutions(images))))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -50,15 +56,17 @@ class Classifier(nn.Module):
 
 
 def half_split() -> tuple[Tensor, Tensor]:
-    """Indices into the training set, (30,000,) int64 each: the classifier's half, and the other half."""
+    """Return indices into the training set: the classifier's half and the other, (30,000,) each."""
     order = torch.randperm(60_000, generator=torch.Generator().manual_seed(SEED))
     return order[:30_000], order[30_000:]
 
 
 def load_classifier() -> Classifier:
-    """The trained network, in evaluation mode, float32."""
+    """Return the trained network, in evaluation mode, float32."""
     if not WEIGHTS.is_file():
-        raise FileNotFoundError(f"{WEIGHTS} does not exist: run python {Path(__file__).name} to train the classifier")
+        raise FileNotFoundError(
+            f"{WEIGHTS} does not exist: run python -m bench.fashion_classifier to train it"
+        )
     network = Classifier()
     network.load_state_dict(load_file(WEIGHTS))
     return network.eval()
@@ -66,23 +74,23 @@ def load_classifier() -> Classifier:
 
 @torch.inference_mode()
 def features(images: Tensor, network: Classifier | None = None) -> Tensor:
-    """(n, 1, 28, 28) float32 in [0, 1] -> (n, 128) float32."""
+    """Return features (n, 128) float32 of images (n, 1, 28, 28) float32 in [0, 1]."""
     network = network or load_classifier()
     return torch.cat([network.features(batch) for batch in images.split(500)])
 
 
 @torch.inference_mode()
-def accuracy(network: Classifier, images: Tensor, classes: Tensor) -> float:
-    """The share of images whose class the network gets right."""
-    guesses = network.eval().head(features(images, network)).argmax(1)
-    return (guesses == classes).double().mean().item()
+def accuracy(network: Classifier, images: Tensor, labels: Tensor) -> float:
+    """Return the share of images that the network classifies correctly."""
+    predicted = network.eval().head(features(images, network)).argmax(1)
+    return (predicted == labels).double().mean().item()
 
 
 def train() -> Classifier:
-    """Adam on cross-entropy; the learning rate follows half a cosine, every second image is mirrored at random."""
-    images, classes = data.fashion_mnist("train", labels=True)
+    """Train by Adam on cross-entropy; half of the images are mirrored at random."""
+    images, labels = data.fashion_mnist("train", labels=True)
     half, _ = half_split()
-    images, classes = images[half], classes[half]
+    images, labels = images[half], labels[half]
     torch.manual_seed(SEED)
     network = Classifier()
     optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
@@ -95,7 +103,7 @@ def train() -> Classifier:
             x = torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(3), x)
             for group in optimizer.param_groups:
                 group["lr"] = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
-            loss = nn.functional.cross_entropy(network(x), classes[batch])
+            loss = nn.functional.cross_entropy(network(x), labels[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -105,16 +113,19 @@ def train() -> Classifier:
 
 
 def main() -> None:
-    """Train, round the weights to float16, and record the test accuracy of what was saved."""
+    """Train, store the weights in float16, and record the test accuracy of the stored weights."""
     torch.set_num_threads(1)
     start = time.process_time()
     network = train()
     seconds = time.process_time() - start
-    # Batch counts stay integers, everything else fits half precision; what is evaluated is what is stored.
-    save_file({k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()}, WEIGHTS)
-    images, classes = data.fashion_mnist("test", labels=True)
+    # The batch counts of the normalisation layers stay integers.
+    save_file(
+        {k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()},
+        WEIGHTS,
+    )
+    images, labels = data.fashion_mnist("test", labels=True)
     record = {
-        "test_accuracy": accuracy(load_classifier(), images, classes),
+        "test_accuracy": accuracy(load_classifier(), images, labels),
         "training_images": len(half_split()[0]),
         "epochs": EPOCHS,
         "seed": SEED,

@@ -1,23 +1,24 @@
-"""``egd_step`` against PyTorch, 2^25 float32 weights, and against a step of gradient descent, w - lr g, which moves the
-same 12 bytes a weight."""
+"""``egd_step`` against PyTorch, 2^25 float32 weights.
+
+The limit is a step of gradient descent, w - lr g, which moves the same 12 bytes per weight.
+"""
 
 from __future__ import annotations
 
 import functools
 
-import compiling
-import gates
 import torch
-from interleaved import Compare, Contender
 from torch import Tensor
 
+from bench.harness import checks, compiling
+from bench.harness.interleaved import Compare, Provider
 from fastmsgm import ops, reference
 
 WEIGHTS, LR = 2**25, 0.1
 
 
 class Problem:
-    """Weights of both signs and a gradient; every method returns the new weights."""
+    """Weights of both signs and a gradient. Every provider returns the new weights."""
 
     def __init__(self, n: int, device: torch.device) -> None:
         torch.manual_seed(0)
@@ -48,25 +49,34 @@ class Problem:
     def check(self, w: Tensor) -> None:
         wanted = self.start.clone()
         reference.egd_step(wanted, self.g, self.lr)
-        gates.close(w, wanted)
+        checks.assert_close(w, wanted)
 
     def check_descent(self, w: Tensor) -> None:
-        gates.close(w, self.start - LR * self.g, absolute=1e-6)
+        checks.assert_close(w, self.start - LR * self.g, absolute=1e-6)
 
 
 def formula(w: Tensor, g: Tensor) -> Tensor:
+    """Update w in place, the plain way."""
     return w.mul_(torch.exp(-LR * torch.sign(w) * g))
 
 
 def test_egd_step(compare: Compare) -> None:
     p = Problem(compare.size(WEIGHTS, 2**14), compare.device)
-    row = functools.partial(Contender, prepare=p.reset)
-    theirs = functools.partial(row, check=p.check, against="egd_step", limit="gradient descent")
-    contenders = [
-        row("egd_step", p.ours, p.check, limit="gradient descent", modelled=("egd_step", "", len(p.w))),
+    provider = functools.partial(Provider, prepare=p.reset)
+    theirs = functools.partial(
+        provider, check=p.check, against="egd_step", limit="gradient descent"
+    )
+    providers = [
+        provider(
+            "egd_step",
+            p.ours,
+            p.check,
+            limit="gradient descent",
+            modelled=("egd_step", "", len(p.w)),
+        ),
         theirs("eager", p.eager),
         theirs("in place", p.in_place),
         theirs("compiled", p.graph, compiled=True),
-        row("gradient descent", p.descent, p.check_descent),
+        provider("gradient descent", p.descent, p.check_descent),
     ]
-    compare("egd_step", f"{len(p.w)} float32 weights", contenders)
+    compare("egd_step", f"{len(p.w)} float32 weights", providers)

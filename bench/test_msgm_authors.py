@@ -1,10 +1,11 @@
-"""The authors' formulas, as ``msgm_authors`` has them."""
+"""The MSGM authors' formulas in ``msgm_authors``."""
 
 from __future__ import annotations
 
-import msgm_authors
 import pytest
 import torch
+
+from bench.harness import msgm_authors
 
 
 def test_products_keep_norms_and_agree() -> None:

@@ -1,21 +1,24 @@
-"""``fill_normal`` against PyTorch's generator, 50,000 x 784 float32, and against a fill, which writes the same."""
+"""``fill_normal`` against PyTorch's generator, 50,000 x 784 float32.
+
+The limit is ``fill_``, which writes the same bytes.
+"""
 
 from __future__ import annotations
 
 import functools
 
-import gates
 import torch
-from interleaved import Compare, Contender
 from torch import Tensor
 
+from bench.harness import checks
+from bench.harness.interleaved import Compare, Provider
 from fastmsgm import ops, reference, rng
 
 N, D = 50_000, 784
 
 
 class Problem:
-    """An array to fill; every method returns what it filled."""
+    """An array to fill. Every provider returns what it filled."""
 
     def __init__(self, n: int, device: torch.device) -> None:
         self.out, self.stream = torch.empty(n, D, device=device), rng.stream(0, 0, device)
@@ -24,7 +27,7 @@ class Problem:
         self.out.fill_(torch.nan)
 
     def ours(self) -> Tensor:
-        ops.fill_normal_(self.out, self.stream, rng.Kind.STEP, 0)
+        ops.fill_normal_(self.out, self.stream, rng.Purpose.STEP, 0)
         return self.out
 
     def in_place(self) -> Tensor:
@@ -37,14 +40,15 @@ class Problem:
         return self.out.fill_(1.0)
 
     def check_ours(self, out: Tensor) -> None:
-        for rows in gates.ends(len(out)):
-            wanted = torch.empty_like(out[rows])
-            reference.fill_normal(wanted, rng.stream(0, rows.start, out.device), rng.Kind.STEP, 0)
-            gates.close(out[rows], wanted, absolute=2e-6)
+        for samples in checks.first_and_last(len(out)):
+            wanted = torch.empty_like(out[samples])
+            stream = rng.stream(0, samples.start, out.device)
+            reference.fill_normal(wanted, stream, rng.Purpose.STEP, 0)
+            checks.assert_close(out[samples], wanted, absolute=2e-6)
 
     def check_theirs(self, out: Tensor) -> None:
         out = out.clone()
-        gates.same_law(out, self.ours())
+        checks.assert_same_distribution(out, self.ours())
 
     def check_fill(self, out: Tensor) -> None:
         assert bool((out == 1).all())
@@ -52,13 +56,13 @@ class Problem:
 
 def test_normal(compare: Compare) -> None:
     p = Problem(compare.size(N, 500), compare.device)
-    theirs = functools.partial(Contender, check=p.check_theirs, prepare=p.poison, against="fill_normal", limit="fill_")
-    contenders = [
-        Contender(
-            "fill_normal", p.ours, p.check_ours, p.poison, limit="fill_", modelled=("fill_normal", "", p.out.numel())
-        ),
+    provider = functools.partial(Provider, prepare=p.poison)
+    theirs = functools.partial(provider, check=p.check_theirs, against="fill_normal", limit="fill_")
+    modelled = ("fill_normal", "", p.out.numel())
+    providers = [
+        provider("fill_normal", p.ours, p.check_ours, limit="fill_", modelled=modelled),
         theirs("normal_", p.in_place),
         theirs("randn_like", p.eager),
-        Contender("fill_", p.fill, p.check_fill, p.poison),
+        provider("fill_", p.fill, p.check_fill),
     ]
-    compare("normal", f"{len(p.out)} x {D} float32", contenders)
+    compare("normal", f"{len(p.out)} x {D} float32", providers)

@@ -2,6 +2,6 @@
 
 import sys
 
-from fastmsgm.cli import main
+from fastmsgm.tools.cli import main
 
 sys.exit(main())

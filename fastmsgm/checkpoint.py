@@ -1,38 +1,55 @@
-"""load: a model from a shipped name or a folder that ``ScoreModel.save`` wrote."""
+"""Checkpoints: load a model; write and resume a training run. JSON and safetensors, no pickles."""
 
 from __future__ import annotations
 
+import csv
 import json
+import logging
+import math
 import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fastmsgm.additive import VPModel
-from fastmsgm.gbm_model import GBMModel
-from fastmsgm.model import DAMAGED, NETS, ScoreModel
-from fastmsgm.rotation_model import RotationModel
+from fastmsgm.families import FAMILIES
+from fastmsgm.files import write_atomically
+from fastmsgm.model import DAMAGED, FORMAT_VERSION, ScoreModel
+from fastmsgm.nets import NETS
 
-_MODELS = {"GBM": GBMModel, "Rotation": RotationModel, "VP": VPModel}
+_log = logging.getLogger("fastmsgm")
 
 
 def load(
-    name_or_path: str | os.PathLike[str], device: torch.device | str = "cpu", net: nn.Module | None = None
+    name_or_path: str | os.PathLike[str],
+    device: torch.device | str = "cpu",
+    net: nn.Module | None = None,
 ) -> ScoreModel:
-    """Load a model from a shipped name ("fashion-gbm", "cauchy-rotation", "cauchy-vp") or a folder with ``config.json``
-    and ``model.safetensors``.
+    """Load a model.
 
     Args:
-        net: the network, where it is not one of ``fastmsgm.nets``; its weights are loaded into it.
+        name_or_path: A shipped model ("fashion-gbm", "cauchy-rotation", "cauchy-vp") or a folder
+            with ``config.json`` and ``model.safetensors``, which ``ScoreModel.save`` writes.
+        device: Where to put it.
+        net: The network, where it is not one of ``fastmsgm.nets``; its weights are loaded into it.
+
+    Returns:
+        The model in evaluation mode.
 
     Raises:
-        TypeError: no name and no path.
-        ValueError: neither a shipped model nor a folder with a checkpoint, or a damaged one or one
-            of another network.
+        TypeError: Neither a name nor a path.
+        ValueError: Neither a shipped model nor a folder with a checkpoint; or a checkpoint that is
+            damaged, of another network, or of a format version that this package does not know.
+
+    Example:
+        >>> model = fastmsgm.load("fashion-gbm")
+        >>> model.shape, model.classes
+        ((1, 28, 28), 10)
     """
     if not isinstance(name_or_path, (str, os.PathLike)):
         raise TypeError(f"model must be a name or a folder, got {type(name_or_path).__name__}")
@@ -43,30 +60,148 @@ def load(
     if not (path / "config.json").is_file():
         names = sorted(p.parent.name for p in shipped.glob("*/config.json"))
         raise ValueError(
-            f"model must be one of {', '.join(names) or '(none shipped)'} or a folder with config.json, "
-            f"got {str(name_or_path)!r}"
+            f"model must be one of {', '.join(names) or '(none shipped)'} or a folder with "
+            f"config.json, got {str(name_or_path)!r}"
         )
     try:
         config: dict[str, Any] = json.loads((path / "config.json").read_text())
+        _check_version(path, config.get("format_version"))
         weights = load_file(path / "model.safetensors")
         model = _build(config, weights, net)
     except DAMAGED as error:
         raise ValueError(
-            f"model: the checkpoint in {path} is damaged or another network's ({error!r}): save it again, or give the "
-            "network that it is of as net=..."
+            f"model: the checkpoint in {path} is damaged or another network's ({error!r}): save it "
+            "again, or give the network that it is of as net=..."
         ) from error
     return model.to(device).eval()
 
 
+def _check_version(path: Path, version: object) -> None:
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"model: the checkpoint in {path} has format_version {version!r}, this package reads "
+            f"{FORMAT_VERSION}: load it with the version of fastmsgm that wrote it"
+        )
+
+
 def _build(config: dict[str, Any], weights: dict[str, Tensor], net: nn.Module | None) -> ScoreModel:
     if net is None:
-        kind = config["net"].pop("name")
-        if kind not in NETS:
-            raise ValueError(f"net {kind!r} is not one of {', '.join(NETS)}: build it yourself and give it as net=...")
-        net = NETS[kind](**config["net"])
-    name = config["process"]["name"]
-    if name not in _MODELS:
-        raise ValueError(f"process {name!r} is not one of {', '.join(_MODELS)}: this version does not know it")
-    model = _MODELS[name].from_config(net, config, weights)
+        name = config["net"].pop("name")
+        if name not in NETS:
+            raise ValueError(
+                f"net {name!r} is not one of {', '.join(NETS)}: build it yourself and give it as "
+                "net=..."
+            )
+        net = NETS[name](**config["net"])
+    family = config["process"]["name"]
+    if family not in FAMILIES:
+        raise ValueError(
+            f"process {family!r} is not one of {', '.join(FAMILIES)}: this version does not know it"
+        )
+    model = FAMILIES[family].from_config(net, config, weights)
     model.load_state_dict(weights)
     return model
+
+
+class TrainingRun:
+    """The state of a training run, and its checkpoint in a folder.
+
+    Args:
+        model: Trained in place.
+        settings: All that decides the result, as JSON can hold it; a checkpoint of other settings
+            is refused. Holds "lr" and "ema".
+        out: The folder, or None for a run without checkpoints. An existing run there is resumed.
+
+    Attributes:
+        optimizer: Adam.
+        average: The exponential moving average of the network.
+        step: Optimizer steps done.
+        losses: The loss of every step.
+
+    Raises:
+        ValueError: The folder holds a run with other settings, or a damaged one.
+    """
+
+    def __init__(self, model: ScoreModel, settings: dict[str, Any], out: Path | None) -> None:
+        self.model, self.settings, self.out = model, settings, out
+        self.optimizer = torch.optim.Adam(model.net.parameters(), lr=settings["lr"], fused=True)
+        averaging = get_ema_multi_avg_fn(settings["ema"])
+        self.average = AveragedModel(model.net, multi_avg_fn=averaging, use_buffers=True)
+        self.step = 0
+        self.losses: list[float] = []
+        if out is not None and (out / "training.json").is_file():
+            try:
+                self._resume(out)
+            except DAMAGED as error:
+                raise ValueError(
+                    f"out={str(out)!r} holds a damaged checkpoint ({error!r}): use a new folder"
+                ) from error
+
+    def save(self) -> None:
+        """Write the checkpoint; the model's own files hold the average."""
+        if self.out is None:
+            return
+        self.out.mkdir(parents=True, exist_ok=True)
+        tensors = {f"net.{k}": v for k, v in self.model.net.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        for i, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"adam.{i}.{k}": v for k, v in moments.items()}
+        tensors = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
+        # The step is in the same file as its tensors, and the losses are there before it, so that
+        # an interrupted save leaves a whole state.
+        metadata = {"step": str(self.step)}
+        text = json.dumps(self.settings, indent=2) + "\n"
+        write_atomically(self.out / "loss.csv", self._write_losses)
+        write_atomically(
+            self.out / "training.safetensors", lambda p: save_file(tensors, p, metadata)
+        )
+        write_atomically(self.out / "training.json", lambda p: p.write_text(text))
+        online = self.model.net
+        self.model.net = self.average.module
+        try:
+            self.model.save(self.out)
+        finally:
+            self.model.net = online
+
+    def _write_losses(self, path: Path) -> None:
+        with open(path, "w", newline="") as file:
+            csv.writer(file).writerows([("step", "loss"), *enumerate(self.losses, 1)])
+
+    def _resume(self, out: Path) -> None:
+        stored = json.loads((out / "training.json").read_text())
+        changed = {
+            k: (stored.get(k), v) for k, v in self.settings.items() if not _same(stored.get(k), v)
+        }
+        if changed:
+            raise ValueError(
+                f"out={str(out)!r} holds a run with other settings (there, here): {changed}; use a "
+                "new folder"
+            )
+        with safe_open(out / "training.safetensors", framework="pt") as file:
+            self.step = int(file.metadata()["step"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        part = {
+            p: {k[len(p) + 1 :]: v for k, v in tensors.items() if k.startswith(p + ".")}
+            for p in ("net", "average", "adam")
+        }
+        self.model.net.load_state_dict(part["net"])
+        self.average.load_state_dict(part["average"])
+        adam = self.optimizer.state_dict()
+        for key, value in part["adam"].items():
+            index, name = key.split(".")
+            adam["state"].setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict(adam)
+        with open(out / "loss.csv", newline="") as file:
+            self.losses = [float(row["loss"]) for row in csv.DictReader(file)][: self.step]
+        _log.info("resumed %s at step %d", out, self.step)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two settings are equal, numbers to 1e-6: fits vary with the number of threads."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=1e-6)
+    return a == b

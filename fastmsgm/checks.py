@@ -1,4 +1,4 @@
-"""What may be an argument, whatever the process: numbers, data, and their offset and bounds, each refused by name."""
+"""What an argument may be, one function for each kind; every error names the argument."""
 
 from __future__ import annotations
 
@@ -6,32 +6,103 @@ import math
 import numbers
 from typing import TypeGuard
 
+import torch
 from torch import Tensor
 
 
 def is_number(x: object) -> TypeGuard[float]:
-    """A finite number, of Python's or of NumPy's."""
+    """Whether x is a finite real number, Python's or NumPy's, and not a bool."""
     return isinstance(x, numbers.Real) and not isinstance(x, bool) and math.isfinite(x)
 
 
-def positive(name: str, x: object) -> float:
-    """A positive finite number as Python's; ValueError for anything else."""
-    if is_number(x) and x > 0:
-        return float(x)
-    raise ValueError(f"{name} must be a positive number, got {x!r}")
+def check_int(name: str, value: object, least: int, most: int | None = None) -> int:
+    """Return an integer, Python's or NumPy's, as an int.
+
+    Raises:
+        TypeError: The value is not an integer, or is a bool.
+        ValueError: It is below ``least`` or above ``most``.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an int, got {value!r} ({type(value).__name__})")
+    number = int(value)
+    if number < least or (most is not None and number > most):
+        allowed = f"at least {least}" if most is None else f"in {least} .. {_power_of_two(most)}"
+        raise ValueError(f"{name} must be {allowed}, got {number}")
+    return number
+
+
+def positive(name: str, value: object) -> float:
+    """Return a positive finite number as a float; ValueError for anything else."""
+    if is_number(value) and value > 0:
+        return float(value)
+    raise ValueError(f"{name} must be a positive number, got {value!r}")
+
+
+def check_eta(eta: object, most: float = 1.0) -> None:
+    """Raise ValueError unless eta, the share of noise of a solver, is in [0, most]."""
+    if not is_number(eta) or not 0 <= eta <= most:
+        allowed = "at least 0" if math.isinf(most) else f"in [0, {most:g}]"
+        raise ValueError(f"eta must be {allowed} (0 the ODE, 1 the SDE), got {eta!r}")
+
+
+def check_times(t: object, n: int, end: float) -> Tensor:
+    """Return t where it is a tensor of n times in [0, end].
+
+    Raises:
+        TypeError: t is not a tensor.
+        ValueError: It has another shape or range.
+    """
+    if not isinstance(t, Tensor):
+        raise TypeError(f"t must be a tensor of shape ({n},), got {type(t).__name__}")
+    outside = ~((t >= 0) & (t <= end))
+    if t.shape != (n,) or bool(outside.any()):
+        got = tuple(t.shape) if t.shape != (n,) else float(t[outside][0])
+        raise ValueError(f"t must have shape ({n},) and values in [0, {end:g}], got {got}")
+    return t
 
 
 def check_tensor(name: str, x: object) -> None:
     """Raise TypeError where x is not a tensor."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}: convert arrays with torch.from_numpy")
+        raise TypeError(
+            f"{name} must be a tensor, got {type(x).__name__}: convert arrays with torch.from_numpy"
+        )
 
 
 def check_floating_point(name: str, x: object) -> None:
     """Raise TypeError where x is not a tensor of floating point."""
     check_tensor(name, x)
     if isinstance(x, Tensor) and not x.is_floating_point():
-        raise TypeError(f"{name} must be floating point, got {x.dtype}: convert with .float(), images .float() / 255")
+        raise TypeError(
+            f"{name} must be floating point, got {x.dtype}: convert with .float(), images with "
+            ".float() / 255"
+        )
+
+
+def check_labels(labels: object, n: int, classes: int | None = None) -> Tensor:
+    """Return class labels where they are n integers, below ``classes`` if that is known.
+
+    Raises:
+        TypeError: They are not an integer tensor.
+        ValueError: They have another shape or range.
+    """
+    if not isinstance(labels, Tensor):
+        raise TypeError(
+            f"labels must be a tensor, got {type(labels).__name__}: convert with torch.as_tensor"
+        )
+    if labels.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+        raise TypeError(f"labels must be integers, got {labels.dtype}: convert them with .long()")
+    if labels.shape != (n,):
+        raise ValueError(
+            f"labels must have shape ({n},), one for each sample, got {tuple(labels.shape)}"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if classes is not None and not 0 <= low <= high < classes:
+        raise ValueError(
+            f"labels must be from 0 to {classes - 1}, got {low} to {high}: number the classes "
+            "from 0"
+        )
+    return labels
 
 
 def check_offset(offset: object) -> None:
@@ -41,9 +112,19 @@ def check_offset(offset: object) -> None:
 
 
 def interval(bounds: object) -> tuple[float, float]:
-    """Two numbers in order, of which either may be infinite; ValueError for anything else."""
-    if isinstance(bounds, (tuple, list)) and len(bounds) == 2 and all(isinstance(x, numbers.Real) for x in bounds):
+    """Return two numbers in order, of which either may be infinite; ValueError for others."""
+    if (
+        isinstance(bounds, (tuple, list))
+        and len(bounds) == 2
+        and all(isinstance(x, numbers.Real) for x in bounds)
+    ):
         low, high = map(float, bounds)
         if low < high:
             return low, high
     raise ValueError(f"bounds must be two numbers, the lower one first, or None, got {bounds!r}")
+
+
+def _power_of_two(most: int) -> str:
+    """Write 2^k - 1 as such: 18446744073709551615 says little."""
+    exponent = most.bit_length()
+    return f"2^{exponent} - 1" if exponent >= 32 and most == 2**exponent - 1 else str(most)

@@ -1,9 +1,10 @@
-"""The exponentiated gradient, an optimizer under which weights keep their sign (Dale's law).
+"""Exponentiated gradient: an optimizer that keeps the signs of weights (Dale's law).
 
     w <- w exp(-lr sign(w) g)
 
-It is gradient descent in log|w|, whose noise is geometric Brownian motion, so that trained weights tend to log-normal
-laws (Cornford et al., "Brain-like learning with exponentiated gradients", 2024).
+It is gradient descent in log|w|, and its noise is geometric Brownian motion. So trained weights
+tend to log-normal distributions (Cornford et al., "Brain-like learning with exponentiated
+gradients", 2024).
 """
 
 from __future__ import annotations
@@ -17,32 +18,35 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from fastmsgm import ops
+from fastmsgm.constants import HUGE, TINY
 from fastmsgm.ops.checks import check_dtype
-from fastmsgm.reference.gbm import HUGE, TINY
 
 _log = logging.getLogger("fastmsgm")
 
 
 class ExponentiatedGradient(torch.optim.Optimizer):
-    """Exponentiated gradient of float32 parameters: w <- w exp(-lr sign(w) g), in place and in one pass.
+    """Exponentiated gradient of float32 parameters, in place: w <- w exp(-lr sign(w) g).
 
-    A step multiplies a weight and never takes it through zero: signs stay as they were initialised, and a weight that
-    is zero stays zero. Mind the parameters that PyTorch starts at zero, such as the biases of normalisation layers:
-    initialise them away from zero, or leave them to another optimizer. At its first step the optimizer counts the zero
-    weights and logs one warning if there are any.
+    A step multiplies a weight by a positive factor. So weights keep the signs that they were
+    initialised with, and a zero weight stays zero. PyTorch initialises some parameters to zero,
+    such as the biases of normalisation layers. Initialise them away from zero, or leave them to
+    another optimizer. At its first step the optimizer counts the zero weights and logs one warning
+    if there are any.
 
     Args:
-        params: parameters or groups of them, as for every optimizer; a group may have its own ``lr``.
-        lr: learning rate, of log|w|: to first order a step is one of SGD with the rate lr |w|, so where weights are
-            near 0.1, ten times the lr of SGD is alike. A tensor where a CUDA graph is to see it change.
+        params: Parameters or parameter groups, as for every optimizer. A group may have its own
+            ``lr``.
+        lr: Learning rate of log|w|, at least 0. To first order a step equals a step of SGD with the
+            rate lr |w|. So for weights near 0.1, use ten times the lr of SGD. Give a tensor if a
+            CUDA graph must see lr change.
 
     Raises:
-        TypeError: a parameter is not float32.
+        TypeError: A parameter is not float32.
         ValueError: lr is negative or not finite; in ``step``, a parameter is not dense in memory.
-        RuntimeError: in ``step``, a gradient is sparse; then no parameter has been changed.
+        RuntimeError: In ``step``, a gradient is sparse. No parameter has been changed then.
     """
 
-    _counted_zeros = False  # of the class, since neither a copy nor a state_dict carries it
+    _counted_zeros = False  # a class attribute: copies and state_dicts do not carry it
 
     def __init__(self, params: ParamsT, lr: float | Tensor = 0.1) -> None:
         super().__init__(params, {"lr": lr})
@@ -63,15 +67,26 @@ class ExponentiatedGradient(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update every parameter that has a gradient; returns what ``closure``, which recomputes the loss, returns."""
+        """Update every parameter that has a gradient.
+
+        Args:
+            closure: Recomputes the loss and its gradients, or None.
+
+        Returns:
+            The loss that ``closure`` returns, or None without a closure.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        groups = [(g["lr"], [w for w in g["params"] if w.grad is not None]) for g in self.param_groups]
+        groups = [
+            (g["lr"], [w for w in g["params"] if w.grad is not None]) for g in self.param_groups
+        ]
         weights = [w for _, group in groups for w in group]
         if any(w.grad.layout != torch.strided for w in weights):
-            raise RuntimeError("ExponentiatedGradient needs dense gradients: give embeddings sparse=False")
+            raise RuntimeError(
+                "ExponentiatedGradient needs dense gradients: give embeddings sparse=False"
+            )
         if weights and not self._counted_zeros:
             self._counted_zeros = True
             _report_zeros(weights)
@@ -85,19 +100,25 @@ class ExponentiatedGradient(torch.optim.Optimizer):
 def _check_lr(lr: float | Tensor) -> None:
     number = lr.item() if isinstance(lr, Tensor) and lr.numel() == 1 else lr
     if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number <= HUGE:
-        raise ValueError(f"lr must be a finite number of 0 or more, or a tensor of one, got {lr!r}: 0.1 is a usual one")
+        raise ValueError(
+            f"lr must be a finite number of 0 or more, or a tensor of one, got {lr!r}: a usual "
+            "value is 0.1"
+        )
 
 
 def _on(device: torch.device, lr: float | Tensor) -> Tensor:
     if isinstance(lr, Tensor):
         return lr.to(device, torch.float32)
-    return torch.full((), lr, dtype=torch.float32, device=device)  # on the device: a copy from the host would wait
+    # Filled on the device: a copy from the host would synchronize.
+    return torch.full((), lr, dtype=torch.float32, device=device)
 
 
 def _report_zeros(weights: list[Tensor]) -> None:
     zeros = sum(int((w.abs() < TINY).sum()) for w in weights)
     if zeros:
         _log.warning(
-            "%d of %d weights are zero and will stay so, since ExponentiatedGradient multiplies: initialise them away "
-            "from zero, or leave them to another optimizer", zeros, sum(w.numel() for w in weights),
-        )  # fmt: skip
+            "%d of %d weights are zero and will stay so, since ExponentiatedGradient multiplies "
+            "weights: initialise them away from zero, or leave them to another optimizer",
+            zeros,
+            sum(w.numel() for w in weights),
+        )

@@ -1,4 +1,6 @@
-"""Triton kernels, and in ``cpu/`` numba kernels. Nothing is imported here: neither needs the other's compiler.
+"""Triton kernels, and numba kernels in ``cpu/``.
 
-``gbm``, ``rotation``, ``ring`` and ``optim`` are the operations; the other modules hold device functions they share.
+``gbm``, ``rotation``, ``ring`` and ``optim`` define the operations. The other modules hold the
+device functions that they share. Nothing is imported here, so that neither set of kernels needs the
+other's compiler.
 """

@@ -1,4 +1,4 @@
-"""Where and how wide a kernel is launched."""
+"""Launching: the width of a warp, and the device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WARP = 64 if torch.version.hip else 32
 
 @contextlib.contextmanager
 def device(x: Tensor) -> Iterator[None]:
-    """Launch on the device of x; a CPU tensor is for the interpreter and has none to choose."""
+    """Launch on the device of x. CPU tensors occur in the interpreter and need no choice."""
     if x.is_cuda:
         with torch.cuda.device(x.device):
             yield

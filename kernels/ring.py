@@ -1,10 +1,11 @@
-# pyright: reportArgumentType=false, reportAssignmentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
-# pyright: reportOperatorIssue=false
-"""Triton kernel of the ring step; signature and meaning are those of ``fastmsgm.reference``.
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false
+"""Triton kernel of the ring step, with the signature and meaning of ``reference.ring_step``.
 
-A program owns whole rows (``ring_rows``) and does the same to all of them, though rows with noise have two orders.
-Where the number of features is even, rows in reverse order are moved by one feature, there and back; where it is odd,
-the even and the odd group turn twice, and either the first or the last time by zero.
+A program owns whole rows (``ring_rows``) and executes the same code for all of them, although with
+noise the groups of a row rotate in one of two orders. With an even number of features, rows in
+reverse order are shifted by one feature and shifted back afterwards. With an odd number, the even
+and the odd group rotate twice, and either the first or the last time by zero.
 """
 
 from __future__ import annotations
@@ -13,23 +14,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .givens import LARGEST, turn_around, turn_even, turn_odd
+from .givens import LARGEST, rotate_even, rotate_odd, rotate_wrap
 from .launch import WARP, device
-from .lost import is_normal, mark
+from .nonfinite import is_normal, mark
 from .philox import STEP, box_muller, row_of, words
 from .ring_rows import ahead, behind, largest, load, next_quad, square, store, tile, within
 
-_LANES = 16  # of a row, where it has so many quads
-_QUADS, _FEW_QUADS = 13, 8  # most of a lane: what fits into its registers, and where it needs more for other things
-_WARPS = 4  # of a program, at least
+_LANES = 16  # of a row that has at least so many quads
+# Most quads of a lane: what fits into its registers, and fewer if other things need registers.
+_QUADS, _FEW_QUADS = 13, 8
+_WARPS = 4  # fewest of a program
 _COLUMNS = tl.constexpr(3)  # of a coefficient table
 
 
 def launch_shape(d: int) -> tuple[int, int, int]:
     """Rows of a program, lanes of a row, warps.
 
-    A row stays in a warp if it can. One that cannot, and one whose last quad is part empty, needs registers for the
-    exchange between lanes.
+    A row stays within a warp if possible. A row that does not, or whose last quad is partly empty,
+    needs registers for the exchange between lanes.
     """
     quads = triton.cdiv(d, 4)
     few = quads > _QUADS * WARP or (d % 4 > 0 and quads <= _FEW_QUADS * WARP)
@@ -41,7 +43,7 @@ def launch_shape(d: int) -> tuple[int, int, int]:
 
 @triton.jit
 def _products(x, f, lane, D: tl.constexpr):
-    """By which a flow with a drift of one turns the pairs, zero behind the last one."""
+    """Angles by which a flow with a drift of one rotates the pairs; zero after the last pair."""
     x0, x1, x2, x3 = x
     f0, f1, f2, f3 = f
     x4, f4 = next_quad(x0, lane, D), next_quad(f0, lane, D)
@@ -52,15 +54,19 @@ def _products(x, f, lane, D: tl.constexpr):
 
 @triton.jit
 def _noise(noise, first_row, stream_ptr, step, D: tl.constexpr, lane):
-    """noise times the normals, zero behind the last one, and whether a row's last group is the first."""
+    """Noise angles, zero after the last pair, and whether a row rotates its last group first."""
     ROWS: tl.constexpr = lane.shape[1]
     LANES: tl.constexpr = lane.shape[2]
     CHUNKS: tl.constexpr = triton.next_power_of_2(triton.cdiv(D, 4 * LANES))
-    # In the order in which a tensor's elements are dealt out to threads, so that each gets a quad of every chunk.
+    # In the order in which Triton distributes elements to threads, so that each thread gets a quad
+    # of every chunk.
     index = tl.arange(0, CHUNKS * ROWS * LANES)
     quad, row = index // (ROWS * LANES) * LANES + index % LANES, index // LANES % ROWS
     word0, word1, word2, word3 = words(quad, first_row, row, stream_ptr, STEP, step)
-    reverse = largest(tl.where(quad == 0, (word1 & 1).to(tl.float32), 0.0).reshape(CHUNKS, ROWS, LANES)) > 0.0
+    reverse = (
+        largest(tl.where(quad == 0, (word1 & 1).to(tl.float32), 0.0).reshape(CHUNKS, ROWS, LANES))
+        > 0.0
+    )
     z0, z1 = box_muller(word0, word1, noise)
     z2, z3 = box_muller(word2, word3, noise)
     a0, a1 = z0.reshape(CHUNKS, ROWS, LANES), z1.reshape(CHUNKS, ROWS, LANES)
@@ -95,92 +101,136 @@ def _sum(a, b):
 
 @triton.jit
 def _largest(a):
-    """The largest of every row."""
+    """The largest absolute value of every row."""
     a0, a1, a2, a3 = a
-    return largest(tl.maximum(tl.maximum(tl.abs(a0), tl.abs(a1)), tl.maximum(tl.abs(a2), tl.abs(a3))))
+    return largest(
+        tl.maximum(tl.maximum(tl.abs(a0), tl.abs(a1)), tl.maximum(tl.abs(a2), tl.abs(a3)))
+    )
 
 
 @triton.jit
-def _turned_by_flow(x, a, drift, lane, D: tl.constexpr):
-    """Strang's splitting, the last group in the middle."""
+def _rotated_by_flow(x, a, drift, lane, D: tl.constexpr):
+    """Rotate all groups by the flow: Strang splitting with the last group in the middle."""
     whole, half = _scaled(a, drift), _scaled(a, drift * 0.5)
-    x = turn_even(x, half, D)
+    x = rotate_even(x, half, D)
     if D % 2 == 0:
-        x = turn_odd(x, whole, lane, D)
+        x = rotate_odd(x, whole, lane, D)
     else:
-        x = turn_odd(turn_around(turn_odd(x, half, lane, D), whole, lane, D), half, lane, D)
-    return turn_even(x, half, D)
+        x = rotate_odd(rotate_wrap(rotate_odd(x, half, lane, D), whole, lane, D), half, lane, D)
+    return rotate_even(x, half, D)
 
 
 @triton.jit
-def _turned_by_both(x, a, drift, xi, reverse, lane, D: tl.constexpr):
-    """All groups by the flow and, in reverse, by noise: from the first on or, in ``reverse``, from the last one on."""
+def _rotated_by_both(x, a, drift, xi, reverse, lane, D: tl.constexpr):
+    """Rotate all groups by the flow and then, in reverse order, by noise.
+
+    The flow starts with the first group or, where ``reverse`` is set, with the last.
+    """
     if D % 2 == 0:
-        # A feature further on, the odd group is the even one.
+        # Shifted by one feature, the odd group becomes the even group.
         x, a = _where(reverse, ahead(x, lane, D), x), _where(reverse, ahead(a, lane, D), a)
         flow = _scaled(a, drift)
-        x = turn_even(x, flow, D)
-        x = turn_odd(x, _sum(flow, xi), lane, D)
-        x = turn_even(x, xi, D)
+        x = rotate_even(x, flow, D)
+        x = rotate_odd(x, _sum(flow, xi), lane, D)
+        x = rotate_even(x, xi, D)
         return _where(reverse, behind(x, lane, D), x)
     in_order, in_reverse = tl.where(reverse, 0.0, 1.0), tl.where(reverse, 1.0, 0.0)
     before, after = _scaled(a, drift * in_order), _scaled(a, drift * in_reverse)
     xi_before, xi_after = _scaled(xi, in_reverse), _scaled(xi, in_order)
-    x = turn_odd(turn_even(x, before, D), before, lane, D)
-    x = turn_around(x, _sum(_scaled(a, drift), xi_after), lane, D)
-    x = turn_even(turn_odd(x, _sum(after, xi_after), lane, D), _sum(after, xi), D)
-    return turn_around(turn_odd(x, xi_before, lane, D), xi_before, lane, D)
+    x = rotate_odd(rotate_even(x, before, D), before, lane, D)
+    x = rotate_wrap(x, _sum(_scaled(a, drift), xi_after), lane, D)
+    x = rotate_even(rotate_odd(x, _sum(after, xi_after), lane, D), _sum(after, xi), D)
+    return rotate_wrap(rotate_odd(x, xi_before, lane, D), xi_before, lane, D)
 
 
 @triton.jit(do_not_specialize=["n", "step"])
 def _ring_step_kernel(
-    x_ptr, f_ptr, table_ptr, stream_ptr, bad_ptr, out_ptr, history_ptr, net_in_ptr, n, step,
-    D: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, HAS_HISTORY: tl.constexpr, HAS_NET_IN: tl.constexpr,
-    RESTART: tl.constexpr, NOISY: tl.constexpr,
-):  # fmt: skip
+    x_ptr,
+    model_output_ptr,
+    table_ptr,
+    stream_ptr,
+    first_nonfinite_step_ptr,
+    out_ptr,
+    step_start_ptr,
+    model_input_ptr,
+    n,
+    step,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+    HAS_STEP_START: tl.constexpr,
+    HAS_MODEL_INPUT: tl.constexpr,
+    RESTART: tl.constexpr,
+    NOISY: tl.constexpr,
+):
     first_row, row, mask, lane = tile(n, ROWS, LANES)
     table_row = row_of(stream_ptr, step)
     table_ptr += table_row * _COLUMNS
 
-    # Noise first: with the rows in registers by then, it would be made out of one too few on sm_100.
+    # Generate the noise before the rows are loaded: on sm_100 it would otherwise lack a register.
     noise = tl.load(table_ptr + 1)
     xi, reverse = _noise(noise, first_row, stream_ptr, step, D, lane) if NOISY else (None, None)
-    x, f = load(x_ptr, n, first_row, lane, D), load(f_ptr, n, first_row, lane, D)
+    x, f = load(x_ptr, n, first_row, lane, D), load(model_output_ptr, n, first_row, lane, D)
     drift, a = tl.load(table_ptr), _products(x, f, lane, D)
     if RESTART:
-        x = load(history_ptr, n, first_row, lane, D)
-    elif HAS_HISTORY:
-        store(history_ptr, first_row, mask, x, 1.0, D)
+        x = load(step_start_ptr, n, first_row, lane, D)
+    elif HAS_STEP_START:
+        store(step_start_ptr, first_row, mask, x, 1.0, D)
     size = square(x, D)
     most = _largest(a) * tl.abs(drift)
     if NOISY:
         most = tl.maximum(most, 8.0 * tl.abs(noise))
-        x = _turned_by_both(x, a, drift, xi, reverse, lane, D)
+        x = _rotated_by_both(x, a, drift, xi, reverse, lane, D)
     else:
-        x = _turned_by_flow(x, a, drift, lane, D)
+        x = _rotated_by_flow(x, a, drift, lane, D)
     now = square(x, D)
     to_20_bits = ((size.to(tl.uint32, bitcast=True) + 8) & 0xFFFFFFF0).to(tl.float32, bitcast=True)
-    lost = ~(is_normal(size) & is_normal(now) & (most <= LARGEST))
-    scale = tl.where(lost, float("nan"), tl.sqrt(to_20_bits / now))
+    nonfinite = ~(is_normal(size) & is_normal(now) & (most <= LARGEST))
+    scale = tl.where(nonfinite, float("nan"), tl.sqrt(to_20_bits / now))
 
     store(out_ptr, first_row, mask, x, scale, D)
-    if HAS_NET_IN:
-        store(net_in_ptr, first_row, mask, x, tl.load(table_ptr + 2) * scale, D)
-    if HAS_HISTORY:
+    if HAS_MODEL_INPUT:
+        store(model_input_ptr, first_row, mask, x, tl.load(table_ptr + 2) * scale, D)
+    if HAS_STEP_START:
         nan = tl.full(x[0].shape, float("nan"), tl.float32)
-        store(history_ptr, first_row, mask & lost, (nan, nan, nan, nan), 1.0, D)
-    mark(bad_ptr + first_row + row, mask & lost, table_row)
+        store(step_start_ptr, first_row, mask & nonfinite, (nan, nan, nan, nan), 1.0, D)
+    mark(first_nonfinite_step_ptr + first_row + row, mask & nonfinite, table_row)
 
 
 def ring_step(
-    x: Tensor, f: Tensor, table: Tensor, stream: Tensor, step: int, bad: Tensor, out: Tensor,
-    history: Tensor | None, net_in: Tensor | None, restart: bool, noisy: bool,
-) -> None:  # fmt: skip
-    """``reference.ring_step``."""
+    x: Tensor,
+    model_output: Tensor,
+    table: Tensor,
+    stream: Tensor,
+    step: int,
+    first_nonfinite_step: Tensor,
+    out: Tensor,
+    step_start: Tensor | None,
+    model_input: Tensor | None,
+    restart: bool,
+    noisy: bool,
+) -> None:
+    """Take a step as ``reference.ring_step``."""
     n, d = x.shape
     rows, lanes, warps = launch_shape(d)
     with device(x):
         _ring_step_kernel[(triton.cdiv(n, rows),)](
-            x, f, table, stream, bad, out, history, net_in, n, step,
-            d, rows, lanes, history is not None, net_in is not None, restart, noisy, num_warps=warps,
-        )  # fmt: skip
+            x,
+            model_output,
+            table,
+            stream,
+            first_nonfinite_step,
+            out,
+            step_start,
+            model_input,
+            n,
+            step,
+            d,
+            rows,
+            lanes,
+            step_start is not None,
+            model_input is not None,
+            restart,
+            noisy,
+            num_warps=warps,
+        )

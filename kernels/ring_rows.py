@@ -1,14 +1,16 @@
-# pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false
+# pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 """Triton device functions: rows of a ring in registers, each feature beside its neighbours.
 
-A row is chunks of LANES quads of features (four neighbours, which share one Philox counter); a thread holds a quad of
-each. Rows are four tensors (chunks, ROWS, LANES), one for every feature of the quads. Their number of chunks is a power
-of two; that those after a row's last are empty is known to the compiler, which drops whatever is done to them. ``lane``
-(1, ROWS, LANES) numbers the lanes. LANES <= 32 lie in a warp, so that a feature of the next quad is a shuffle away.
+A row is divided into chunks of LANES quads. A quad is four neighbouring features, which share one
+Philox counter. A thread holds one quad of each chunk. Rows are four tensors (chunks, ROWS, LANES),
+one for each feature of the quads. The number of chunks is a power of two. The compiler knows that
+the chunks after a row's last are empty and drops the work on them. ``lane`` (1, ROWS, LANES)
+numbers the lanes. Up to 32 lanes lie in one warp, so a feature of the next quad is one shuffle
+away.
 
-The slots behind the last feature of a row of d % 4 != 0 hold its first ones again, so that the pair around the end lies
-in the last quad.
+If d % 4 != 0, the slots after the last feature of a row repeat its first features, so that the pair
+around the end lies in the last quad.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ from .rows import NOTHING, block
 
 @triton.jit
 def tile(n, ROWS: tl.constexpr, LANES: tl.constexpr):
-    """The program's first row, its rows counted from it and which of them exist (1, ROWS, 1), and the lanes."""
+    """The program's first row; its rows, counted from the first; which exist; and the lanes.
+
+    The rows and the mask of those that exist are (1, ROWS, 1).
+    """
     first_row = tl.program_id(0).to(tl.int64) * ROWS
     row = tl.arange(0, ROWS)[None, :, None]
     lane = tl.broadcast_to(tl.arange(0, LANES)[None, None, :], (1, ROWS, LANES))
@@ -30,9 +35,10 @@ def tile(n, ROWS: tl.constexpr, LANES: tl.constexpr):
 
 @triton.jit
 def load(ptr, n, first_row, lane, D: tl.constexpr):
-    """Rows in float32, and behind their last features the first ones.
+    """Load rows in float32, with their first features repeated after the last.
 
-    Rows that do not exist are copies of the last: a mask for them would cost an instruction for every register.
+    Rows that do not exist are copies of the last row. A mask for them would cost an instruction per
+    register.
     """
     ROWS: tl.constexpr = lane.shape[1]
     LANES: tl.constexpr = lane.shape[2]
@@ -48,7 +54,7 @@ def load(ptr, n, first_row, lane, D: tl.constexpr):
 
 @triton.jit
 def store(ptr, first_row, mask, x, factor, D: tl.constexpr):
-    """factor x."""
+    """Store factor x in the dtype that ptr points to."""
     x0, x1, x2, x3 = x
     CHUNKS: tl.constexpr = x0.shape[0]
     ROWS: tl.constexpr = x0.shape[1]
@@ -56,15 +62,20 @@ def store(ptr, first_row, mask, x, factor, D: tl.constexpr):
     row, feature = block(D, ROWS, LANES)
     even, odd = tl.join(x0 * factor, x2 * factor), tl.join(x1 * factor, x3 * factor)
     quads = tl.join(even, odd).reshape(CHUNKS, 4 * ROWS * LANES)
-    # The mask goes the way of the quads, and that it is one for each of them is said: it is not seen through a reshape.
+    # The mask takes the same reshapes as the quads. Triton does not see through them that it is
+    # constant within a quad, so ``max_constancy`` states it.
     mask = tl.broadcast_to(mask, (1, ROWS, LANES)).to(tl.int32)
     mask = tl.join(tl.join(mask, mask), tl.join(mask, mask)).reshape(1, 4 * ROWS * LANES)
-    tl.store(ptr + (first_row + row) * D + feature, quads, mask=tl.max_constancy(mask > 0, (1, 4)) & (feature < D))
+    tl.store(
+        ptr + (first_row + row) * D + feature,
+        quads,
+        mask=tl.max_constancy(mask > 0, (1, 4)) & (feature < D),
+    )
 
 
 @triton.jit
 def within(x, SLOT: tl.constexpr, END: tl.constexpr):
-    """x, which belongs to a slot, and zero from the feature END on."""
+    """x, which holds a slot of every quad, with zero from feature END on."""
     LANES: tl.constexpr = x.shape[2]
     if 4 * LANES * x.shape[0] > END:
         chunk = tl.arange(0, x.shape[0])[:, None, None]
@@ -76,33 +87,42 @@ def within(x, SLOT: tl.constexpr, END: tl.constexpr):
 def square(x, D: tl.constexpr):
     """|x|^2 of every row, (1, ROWS, 1)."""
     x0, x1, x2, x3 = x
-    total = within(x0 * x0, 0, D) + within(x1 * x1, 1, D) + within(x2 * x2, 2, D) + within(x3 * x3, 3, D)
+    total = (
+        within(x0 * x0, 0, D)
+        + within(x1 * x1, 1, D)
+        + within(x2 * x2, 2, D)
+        + within(x3 * x3, 3, D)
+    )
     return tl.sum(tl.sum(total, 0, keep_dims=True), 2, keep_dims=True)
 
 
 @triton.jit
 def largest(x):
-    """The largest of every row, (1, ROWS, 1), of which none is below zero."""
+    """The largest value of every row, (1, ROWS, 1); none may be negative."""
     return tl.max(tl.max(x, 0, keep_dims=True), 2, keep_dims=True)
 
 
-# ---- neighbours: x is one feature of every quad ----
+# ---- neighbours; x holds one feature of every quad ----
 
 
 @triton.jit
 def next_quad(x, lane, D: tl.constexpr):
-    """The x of the next quad; behind the row's last quad comes its first."""
+    """The x of the next quad; the row's last quad is followed by its first."""
     LANES: tl.constexpr = lane.shape[2]
     parts = _apart(x)
     LAST: tl.constexpr = triton.cdiv(D, 4 * LANES) - 1
     ahead = parts[1 : LAST + 1] + parts[:1] + parts[LAST + 1 :]
-    end = tl.where(tl.arange(0, x.shape[0])[:, None, None] == LAST, (D + 3) // 4 - 1 - LANES * LAST, LANES - 1)
-    return tl.gather(tl.where(lane == 0, _together(ahead), x), tl.where(lane >= end, 0, lane + 1), 2)
+    end = tl.where(
+        tl.arange(0, x.shape[0])[:, None, None] == LAST, (D + 3) // 4 - 1 - LANES * LAST, LANES - 1
+    )
+    return tl.gather(
+        tl.where(lane == 0, _together(ahead), x), tl.where(lane >= end, 0, lane + 1), 2
+    )
 
 
 @triton.jit
 def previous_quad(x, lane, D: tl.constexpr):
-    """The x of the quad before; before the row's first quad comes its last."""
+    """The x of the previous quad; the row's first quad is preceded by its last."""
     LANES: tl.constexpr = lane.shape[2]
     parts = _apart(x)
     LAST: tl.constexpr = triton.cdiv(D, 4 * LANES) - 1
@@ -115,7 +135,7 @@ def previous_quad(x, lane, D: tl.constexpr):
 
 @triton.jit
 def ahead(x, lane, D: tl.constexpr):
-    """Of every feature the next one, of whole rows of an even number of features."""
+    """The next feature of every feature, in whole rows of an even number of features."""
     x0, x1, x2, x3 = x
     x4 = next_quad(x0, lane, D)
     if D % 4 == 2:
@@ -125,7 +145,7 @@ def ahead(x, lane, D: tl.constexpr):
 
 @triton.jit
 def behind(x, lane, D: tl.constexpr):
-    """Of every feature the one before, of whole rows of an even number of features."""
+    """The previous feature of every feature, in whole rows of an even number of features."""
     x0, x1, x2, x3 = x
     last = replace(x3, x1, (D + 3) // 4 - 1) if D % 4 == 2 else x3
     return previous_quad(last, lane, D), x0, x1, x2
@@ -147,7 +167,7 @@ def of_last_quad(x, lane, D: tl.constexpr):
 
 @triton.jit
 def replace(x, new, QUAD: tl.constexpr):
-    """x, with that of a quad of the row from ``new``."""
+    """x, with the value of the row's quad QUAD taken from ``new``."""
     LANES: tl.constexpr = x.shape[2]
     quad = tl.arange(0, x.shape[0])[:, None, None] * LANES + tl.arange(0, LANES)
     return tl.where(quad == QUAD, new, x)
@@ -165,7 +185,7 @@ def _apart(x):
 
 @triton.jit
 def _together(parts):
-    """What ``_apart`` took apart."""
+    """The inverse of ``_apart``."""
     CHUNKS: tl.constexpr = len(parts)
     whole = tl.broadcast_to(parts[0], (CHUNKS, parts[0].shape[1], parts[0].shape[2]))
     for k in tl.static_range(1, CHUNKS):

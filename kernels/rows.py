@@ -1,15 +1,17 @@
-# pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false
+# pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 """Triton device functions: whole rows in registers.
 
-A program owns ROWS rows, a tensor (chunks, ROWS, 4 QUADS). A chunk of a row is QUADS quads (four neighbouring features,
-which share one Philox counter and lie in one thread); a thread holds a quad of each chunk. The number of chunks is a
-power of two, but no row is padded to one: that those after the last are empty is known to the compiler, which drops
-whatever is done to them. Everything that happens to a row is ``dot`` or ``combine`` with numbers of its own,
-(1, ROWS, 1). A second projection costs no pass: of a projected vector q, the rest q.u is measured together with q.q and
-goes into the numbers.
+A program owns ROWS rows, as a tensor (chunks, ROWS, 4 QUADS). A chunk of a row is QUADS quads. A
+quad is four neighbouring features, which share one Philox counter and lie in one thread. A thread
+holds one quad of each chunk. The number of chunks is a power of two, but this costs no padding: the
+compiler knows that the chunks after the last are empty and drops the work on them.
 
-No tensor is taken apart into its chunks by reshaping it: Triton 3.6 would do that through shared memory.
+Rows are only processed by ``dot`` and by ``combine`` with coefficients per row, (1, ROWS, 1). A
+second projection needs no further pass: the residual q.u of a projected vector q is measured
+together with q.q and corrected through the coefficients.
+
+Tensors are not split into chunks by a reshape, which in Triton 3.6 would go through shared memory.
 """
 
 from __future__ import annotations
@@ -17,15 +19,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from fastmsgm import constants
+
 from .philox import normals
 
-SHORTEST = tl.constexpr(1e-30)  # squared: a shorter vector has no direction
-NOTHING = tl.constexpr(-1e-99)  # -0.0 in float32, to add which is no instruction; -0.0 itself is taken for 0.0
+SHORTEST = tl.constexpr(constants.SHORTEST)
+# This is -0.0 in float32. Adding it takes no instruction. Triton treats a literal -0.0 as 0.0.
+NOTHING = tl.constexpr(-1e-99)
 
 
 @triton.jit
 def tile(n, ROWS: tl.constexpr):
-    """The program's first row, its rows counted from it and which of them exist."""
+    """The program's first row; its rows, counted from the first; and which of them exist."""
     first_row = tl.program_id(0).to(tl.int64) * ROWS
     row = tl.arange(0, ROWS)[None, :, None]
     return first_row, row, row < (n - first_row if ROWS > 1 else 1)
@@ -33,9 +38,10 @@ def tile(n, ROWS: tl.constexpr):
 
 @triton.jit
 def load(ptr, n, first_row, D: tl.constexpr, ROWS: tl.constexpr, QUADS: tl.constexpr):
-    """Rows in float32, 0 beyond their ends.
+    """Load rows in float32, 0 beyond their ends.
 
-    Rows that do not exist are copies of the last: a mask for them would cost an instruction for every register.
+    Rows that do not exist are copies of the last row. A mask for them would cost an instruction per
+    register.
     """
     row, column = block(D, ROWS, QUADS)
     row = first_row + tl.minimum(row, n - 1 - first_row)
@@ -45,7 +51,7 @@ def load(ptr, n, first_row, D: tl.constexpr, ROWS: tl.constexpr, QUADS: tl.const
 
 @triton.jit
 def store(ptr, n, first_row, x, D: tl.constexpr):
-    """Rows in the dtype that ptr points to."""
+    """Store rows in the dtype that ptr points to."""
     ROWS: tl.constexpr = x.shape[1]
     row, column = block(D, ROWS, x.shape[2] // 4)
     mask = (row < (n - first_row if ROWS > 1 else 1)) & (column < D)
@@ -55,10 +61,11 @@ def store(ptr, n, first_row, x, D: tl.constexpr):
 
 @triton.jit
 def block(D: tl.constexpr, ROWS: tl.constexpr, QUADS: tl.constexpr):
-    """Rows and columns as memory is accessed, (chunks, 4 ROWS QUADS).
+    """Rows and columns in the order of memory accesses, (chunks, 4 ROWS QUADS).
 
-    With two dimensions there is one way to deal them out: the second one to the threads, and the first to registers.
-    Columns are written so that no more than four are seen to be neighbours, or a thread gets eight of 16 bits.
+    With two dimensions, Triton has a single way to distribute elements: the second dimension over
+    threads, the first over registers. The expression for columns shows Triton at most four
+    neighbours; otherwise a thread would get eight elements of 16 bits.
     """
     chunk = tl.arange(0, triton.next_power_of_2(triton.cdiv(D, 4 * QUADS)))[:, None]
     element = tl.arange(0, 4 * ROWS * QUADS)[None, :]
@@ -67,33 +74,41 @@ def block(D: tl.constexpr, ROWS: tl.constexpr, QUADS: tl.constexpr):
 
 @triton.jit
 def _without_empty(x, D: tl.constexpr):
-    """x, and zero in the empty chunks."""
+    """x, with zero in the empty chunks."""
     return tl.where(tl.arange(0, x.shape[0])[:, None, None] < triton.cdiv(D, x.shape[2]), x, 0.0)
 
 
 @triton.jit
-def normal_rows(first_row, stream_ptr, kind, step, D: tl.constexpr, ROWS: tl.constexpr, QUADS: tl.constexpr):
+def normal_rows(
+    first_row, stream_ptr, purpose, step, D: tl.constexpr, ROWS: tl.constexpr, QUADS: tl.constexpr
+):
     """Rows of normals, 0 beyond their ends."""
     CHUNKS: tl.constexpr = triton.next_power_of_2(triton.cdiv(D, 4 * QUADS))
-    # In the order in which a tensor's elements are dealt out to threads, so that each gets a quad of every chunk.
+    # In the order in which Triton distributes elements to threads, so that each thread gets a quad
+    # of every chunk.
     lane = tl.arange(0, CHUNKS * ROWS * QUADS)
     quad = lane // (ROWS * QUADS) * QUADS + lane % QUADS
-    z = normals(quad, first_row, lane // QUADS % ROWS, stream_ptr, kind, step, 1.0)
+    z = normals(quad, first_row, lane // QUADS % ROWS, stream_ptr, purpose, step, 1.0)
     column = tl.arange(0, CHUNKS)[:, None, None] * (4 * QUADS) + tl.arange(0, 4 * QUADS)
     return tl.where(column < D, z.reshape(CHUNKS, ROWS, 4 * QUADS), 0.0)
 
 
 @triton.jit
 def dot(x, y, D: tl.constexpr):
-    """One number a row."""
+    """The dot product of each row of x with that of y."""
     return _total(x * y, _last_chunk(x, D))
 
 
 @triton.jit
 def _total(x, last):
-    """Sums over the first and the third axis. Chunks are added one by one, so that with a product each is a fused
-    multiply-add: the last of running sums, where every Triton's order is that one."""
-    return tl.sum(tl.sum(tl.where(last, tl.cumsum(x, 0), NOTHING), 0, keep_dims=True), 2, keep_dims=True)
+    """Sums over the first and the third axis.
+
+    Chunks are added one by one, so each addition of a product is a fused multiply-add. The sum is
+    the last element of a cumulative sum, whose order is the same in every version of Triton.
+    """
+    return tl.sum(
+        tl.sum(tl.where(last, tl.cumsum(x, 0), NOTHING), 0, keep_dims=True), 2, keep_dims=True
+    )
 
 
 @triton.jit
@@ -103,7 +118,7 @@ def _last_chunk(x, D: tl.constexpr):
 
 @triton.jit
 def combine(factors, rows):
-    """The sum of factor row over the pairs of them."""
+    """The linear combination sum_k factors[k] rows[k]."""
     total = rows[0] * factors[0]
     for k in tl.static_range(1, len(rows)):
         total += rows[k] * factors[k]
@@ -112,16 +127,17 @@ def combine(factors, rows):
 
 @triton.jit
 def inverse_norm(u, D: tl.constexpr):
-    """1 / |u|; NaN where |u|^2 is infinite, infinite where it is zero: times a zero u, NaN too."""
+    """1 / |u|: NaN if |u|^2 is infinite; infinite if u is zero, and its product with u is NaN."""
     square = dot(u, u, D)
     return tl.where(square < float("inf"), tl.rsqrt(square), float("nan"))
 
 
 @triton.jit
 def measure(q, u, scale, D: tl.constexpr):
-    """The part of q along u and the square of the other one (rounded, never negative).
+    """The part of q along u, and the square of its tangent part (rounded, never negative).
 
-    Both sums are one, so that q, if it is noise, comes to lie in the threads that hold u.
+    Both are computed by one reduction, so that if q is noise, it is laid out in the threads that
+    hold u.
     """
     along, square = tl.split(_total(tl.join(q * u, q * q), _last_chunk(q, D)[:, :, :, None]))
     rest = along * scale

@@ -1,9 +1,10 @@
-"""The stream philox-v1: known answers, stored vectors, distinct addresses, and normals that are normal."""
+"""The stream philox-v1: known answers, stored vectors, distinct counters, and normals."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,20 +13,22 @@ from scipy import stats
 from torch import Tensor
 
 from fastmsgm import rng
-from fastmsgm.rng import Kind
+from fastmsgm.rng import Purpose
+from tests.kernels.known_answers import KNOWN_ANSWERS
 
-# Random123 1.14, tests/kat_vectors, philox4x32 10: counter, key, words.
-KNOWN_ANSWERS = [
-    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
-]
-
-# (seed, sample, kind, step, quad) -> words, normals. From integer Philox and Box-Muller in double precision: a number
-# changed here needs a new name for the stream.
+# (seed, sample, purpose, step, quad) -> words, normals. From integer Philox and Box-Muller in
+# double precision. A number changed here needs a new name for the stream.
 STORED = [
-    ((0, 0, 0, 0, 0), "6627e8d5 e169c58d bc57ac4c 9b00dbd8", (0.99113768, -0.92466259, -0.61760896, -0.48206859)),
-    ((3, 40, 2, 17, 195), "c2071c29 ceb33b9a d1e0bbe1 38c72d04", (0.26283939, -0.6966116, 0.11114248, 0.62044394)),
+    (
+        (0, 0, 0, 0, 0),
+        "6627e8d5 e169c58d bc57ac4c 9b00dbd8",
+        (0.99113768, -0.92466259, -0.61760896, -0.48206859),
+    ),
+    (
+        (3, 40, 2, 17, 195),
+        "c2071c29 ceb33b9a d1e0bbe1 38c72d04",
+        (0.26283939, -0.6966116, 0.11114248, 0.62044394),
+    ),
     (
         (2**63 + 5, 2**32 + 1, 4, 2**32 - 1, 1),
         "54b8b559 99cdc2a1 caa4d0aa 17838b1b",
@@ -44,58 +47,69 @@ def parse(words: str) -> list[int]:
 
 
 @pytest.mark.parametrize(("counter", "key", "words"), KNOWN_ANSWERS)
-def test_philox_known_answers(counter: str, key: str, words: str) -> None:
-    c, k = ([torch.tensor(word) for word in parse(part)] for part in (counter, key))
-    assert [int(w) for w in rng.philox(tuple(c), tuple(k))] == parse(words)
+def test_philox_known_answers(
+    counter: tuple[int, ...], key: tuple[int, ...], words: tuple[int, ...]
+) -> None:
+    c0, c1, c2, c3, k0, k1 = (torch.tensor(word) for word in (*counter, *key))
+    assert [int(w) for w in rng.philox((c0, c1, c2, c3), (k0, k1))] == list(words)
 
 
-@pytest.mark.parametrize(("address", "words", "normals"), STORED)
-def test_stored_vectors_freeze_the_stream(address: tuple[int, ...], words: str, normals: tuple[float, ...]) -> None:
-    seed, sample, kind, step, quad = address
+@pytest.mark.parametrize(("counter", "words", "normals"), STORED)
+def test_stored_vectors_freeze_the_stream(
+    counter: tuple[int, ...], words: str, normals: tuple[float, ...]
+) -> None:
+    seed, sample, purpose, step, quad = counter
     assert rng.STREAM_VERSION == "philox-v1"
     stream = rng.stream(seed, sample)
-    assert rng.words(1, quad + 1, stream, kind, step)[0, quad].tolist() == parse(words)
-    z = rng.normals(1, 4 * quad + 4, stream, kind, step)[0, -4:].double()
+    assert rng.words(1, quad + 1, stream, purpose, step)[0, quad].tolist() == parse(words)
+    z = rng.normals(1, 4 * quad + 4, stream, purpose, step)[0, -4:].double()
     torch.testing.assert_close(z, torch.tensor(normals).double(), rtol=0, atol=2e-6)
 
 
-def test_kinds_are_frozen() -> None:
-    names = "PRIOR RADIUS STEP ANGLE TRAINING_NOISE TRAINING_ANGLE TRAINING_TIME PROBE DATA_ORDER AUGMENTATION"
-    assert [kind.name for kind in sorted(Kind)] == names.split()
-    assert sorted(Kind) == list(range(10))
+def test_purposes_are_frozen() -> None:
+    names = (
+        "PRIOR RADIUS STEP ANGLE TRAINING_NOISE TRAINING_ANGLE TRAINING_TIME PROBE DATA_ORDER "
+        "AUGMENTATION"
+    )
+    assert [purpose.name for purpose in sorted(Purpose)] == names.split()
+    assert sorted(Purpose) == list(range(10))
 
 
 def test_a_row_is_a_sample_whatever_the_batch() -> None:
-    whole = rng.normals(50, 7, rng.stream(3, 2**32 - 20), Kind.STEP, 5)
-    part = rng.normals(10, 7, rng.stream(3, 2**32 - 5), Kind.STEP, 5)
+    whole = rng.normals(50, 7, rng.stream(3, 2**32 - 20), Purpose.STEP, 5)
+    part = rng.normals(10, 7, rng.stream(3, 2**32 - 5), Purpose.STEP, 5)
     assert torch.equal(whole[15:25], part)
-    assert torch.equal(whole[:, :6], rng.normals(50, 6, rng.stream(3, 2**32 - 20), Kind.STEP, 5))
+    assert torch.equal(whole[:, :6], rng.normals(50, 6, rng.stream(3, 2**32 - 20), Purpose.STEP, 5))
 
 
-def counters(monkeypatch: pytest.MonkeyPatch, n: int, quads: int, start: int, kind: int, step: int) -> Tensor:
-    """The counter words (n quads, 4) that ``rng.words`` gives to Philox."""
+def counters(
+    monkeypatch: pytest.MonkeyPatch, n: int, quads: int, start: int, purpose: int, step: int
+) -> Tensor:
+    """Return the counter words (n quads, 4) that ``rng.words`` gives to Philox."""
     with monkeypatch.context() as patch:
         patch.setattr(rng, "philox", lambda counter, key: counter)
-        return rng.words(n, quads, rng.stream(0, start), kind, step).reshape(-1, 4)
+        return rng.words(n, quads, rng.stream(0, start), purpose, step).reshape(-1, 4)
 
 
-def test_counters_of_all_addresses_are_distinct(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Addresses of equal digits in different places, and random ones; each (even) start stands for two samples."""
-    edges = [0, 2, 4, 2**8, 2**16, 2**24 - 2, 2**24, 2**32 - 2, 2**32, 2**32 + 2, 2**33, 2**48, 2**56 - 4]
-    addresses = set(itertools.product(edges, range(10), (0, 1, 2**8, 2**24, 2**32 - 1)))
-    random = np.random.default_rng(0)
-    draws = random.integers(0, (2**55, 256, 2**32), size=(500, 3)).tolist()
-    addresses |= {(2 * start, kind, step) for start, kind, step in draws}
-    found = [counters(monkeypatch, 2, 3, start, kind, step) for start, kind, step in sorted(addresses)]
+def test_all_counters_are_distinct(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take equal digits in different places, and random ones; a start stands for two samples."""
+    small, middle = (0, 2, 4, 2**8, 2**16, 2**24 - 2, 2**24), (2**32 - 2, 2**32, 2**32 + 2)
+    starts = (*small, *middle, 2**33, 2**48, 2**56 - 4)
+    counted = set(itertools.product(starts, range(10), (0, 1, 2**8, 2**24, 2**32 - 1)))
+    random = np.random.default_rng(0).integers(0, (2**55, 256, 2**32), size=(500, 3)).tolist()
+    counted |= {(2 * start, purpose, step) for start, purpose, step in random}
+    found = [counters(monkeypatch, 2, 3, *each) for each in sorted(counted)]
     words = torch.cat(found).numpy()
     assert words.min() >= 0
     assert words.max() < 2**32
-    assert len(np.unique(words, axis=0)) == len(words) == 6 * len(addresses)
+    assert len(np.unique(words, axis=0)) == len(words) == 6 * len(counted)
 
 
 def test_counters_are_the_documented_layout(monkeypatch: pytest.MonkeyPatch) -> None:
-    sample, kind, step = 5 * 2**32 + 9, int(Kind.AUGMENTATION), 77
-    assert counters(monkeypatch, 1, 3, sample, kind, step).tolist() == [[q, 9, 9 * 2**24 + 5, 77] for q in range(3)]
+    sample, purpose, step = 5 * 2**32 + 9, int(Purpose.AUGMENTATION), 77
+    assert counters(monkeypatch, 1, 3, sample, purpose, step).tolist() == [
+        [q, 9, 9 * 2**24 + 5, 77] for q in range(3)
+    ]
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**32, 2**63 - 1, 2**63, 2**64 - 1])
@@ -118,49 +132,58 @@ def test_stream_out_of_range(seed: int, start: int) -> None:
 
 
 @pytest.mark.parametrize("bad", [1.0, "1", None, True])
-def test_stream_of_another_type(bad: object) -> None:
+def test_stream_of_another_type(bad: Any) -> None:
     with pytest.raises(TypeError, match="seed must be an int, got"):
-        rng.stream(bad)  # pyright: ignore[reportArgumentType]
+        rng.stream(bad)
     with pytest.raises(TypeError, match="start must be an int, got"):
-        rng.stream(0, bad)  # pyright: ignore[reportArgumentType]
+        rng.stream(0, bad)
 
 
 @pytest.fixture(scope="module")
-def draws() -> Tensor:
-    return rng.normals(2000, 100, rng.stream(11, 2**32 - 1000), Kind.STEP, 3)
+def normals() -> Tensor:
+    return rng.normals(2000, 100, rng.stream(11, 2**32 - 1000), Purpose.STEP, 3)
 
 
-def test_normals_are_normal(draws: Tensor) -> None:
-    assert stats.kstest(draws.double().flatten().numpy(), "norm").pvalue >= 1e-5
+def test_normals_are_normal(normals: Tensor) -> None:
+    assert stats.kstest(normals.double().flatten().numpy(), "norm").pvalue >= 1e-5
 
 
-def test_normals_moments(draws: Tensor) -> None:
-    z = draws.double()
+def test_normals_moments(normals: Tensor) -> None:
+    z = normals.double()
     for power, moment, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
         assert abs(float((z**power).mean()) - moment) < 4.5 * math.sqrt(variance / z.numel())
 
 
-def test_normals_are_independent_of_their_neighbours(draws: Tensor) -> None:
-    """No correlation, of values or of squares, with the next features, the next sample, step, kind and seed."""
+def test_normals_are_independent_of_their_neighbours(normals: Tensor) -> None:
+    """Values and squares do not correlate with other features, samples, steps, purposes, seeds."""
 
-    def shifted(seed: int = 11, start: int = 2**32 - 1000, kind: int = Kind.STEP, step: int = 3) -> Tensor:
-        return rng.normals(2000, 100, rng.stream(seed, start), kind, step)
+    def shifted(
+        seed: int = 11, start: int = 2**32 - 1000, purpose: int = Purpose.STEP, step: int = 3
+    ) -> Tensor:
+        return rng.normals(2000, 100, rng.stream(seed, start), purpose, step)
 
-    pairs = [(draws[:, :-lag], draws[:, lag:]) for lag in (1, 2, 3, 4)]
-    pairs += [(draws[:, i::4], draws[:, j::4]) for i, j in itertools.combinations(range(4), 2)]
-    others = [shifted(start=2**32 - 999), shifted(step=4), shifted(kind=Kind.ANGLE), shifted(seed=12)]
-    pairs += [(draws, other) for other in others]
+    pairs = [(normals[:, :-lag], normals[:, lag:]) for lag in (1, 2, 3, 4)]
+    pairs += [(normals[:, i::4], normals[:, j::4]) for i, j in itertools.combinations(range(4), 2)]
+    others = [
+        shifted(start=2**32 - 999),
+        shifted(step=4),
+        shifted(purpose=Purpose.ANGLE),
+        shifted(seed=12),
+    ]
+    pairs += [(normals, other) for other in others]
     for a, b in pairs:
         a, b = a.double(), b.double()
         assert abs(float((a * b).mean())) < 5 / math.sqrt(a.numel())
         assert abs(float(((a**2 - 1) * (b**2 - 1)).mean())) < 5 * 2 / math.sqrt(a.numel())
 
 
-def map_words(monkeypatch: pytest.MonkeyPatch, pairs: np.ndarray, dtype: torch.dtype = torch.float32) -> np.ndarray:
-    """The normals (k, 2) that (radius word, angle word) pairs (k, 2) become."""
+def map_words(
+    monkeypatch: pytest.MonkeyPatch, pairs: np.ndarray, dtype: torch.dtype = torch.float32
+) -> np.ndarray:
+    """Return the normals (k, 2) of (radius word, angle word) pairs (k, 2)."""
     words = torch.from_numpy(np.concatenate((pairs, pairs), axis=1))[:, None, :]
     with monkeypatch.context() as patch:
-        patch.setattr(rng, "words", lambda n, quads, stream, kind, step: words)
+        patch.setattr(rng, "words", lambda n, quads, stream, purpose, step: words)
         z = rng.normals(len(pairs), 4, rng.stream(0), 0, 0, dtype)
     assert torch.equal(z[:, :2], z[:, 2:])
     return z[:, :2].double().numpy()
@@ -174,7 +197,8 @@ def test_normals_at_extreme_words(monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = np.stack(np.meshgrid(radius, angle, indexing="ij"), axis=-1).reshape(-1, 2)
     z = map_words(monkeypatch, pairs)
     np.testing.assert_allclose(z, map_words(monkeypatch, pairs, torch.float64), rtol=0, atol=2e-6)
-    # The formula itself; uniforms are rounded to float32, which near 1 moves the radius by up to sqrt(2^-23).
+    # The formula itself; uniforms are rounded to float32, which near 1 moves the radius by up to
+    # sqrt(2^-23).
     size, turn = np.sqrt(-2 * np.log((pairs[:, 0] + 0.5) / 2**32)), 2 * np.pi * pairs[:, 1] / 2**32
     expected = np.stack((size * np.cos(turn), size * np.sin(turn)), axis=1)
     inner = pairs[:, 0] < 2**31
@@ -194,19 +218,23 @@ def test_normals_reach_beyond_six_sigma(monkeypatch: pytest.MonkeyPatch) -> None
     assert near[64] > 6 > near[65]
 
 
-def test_normals_float32_against_float64(draws: Tensor) -> None:
-    truth = rng.normals(2000, 100, rng.stream(11, 2**32 - 1000), Kind.STEP, 3, torch.float64)
-    assert draws.dtype == torch.float32
+def test_normals_float32_against_float64(normals: Tensor) -> None:
+    truth = rng.normals(2000, 100, rng.stream(11, 2**32 - 1000), Purpose.STEP, 3, torch.float64)
+    assert normals.dtype == torch.float32
     assert truth.dtype == torch.float64
-    assert float((draws - truth).abs().max()) <= 2e-6
-    assert float(draws.abs().max()) > 4
+    assert float((normals - truth).abs().max()) <= 2e-6
+    assert float(normals.abs().max()) > 4
 
 
 def test_uniforms(monkeypatch: pytest.MonkeyPatch) -> None:
-    u = rng.uniforms(5000, 10, rng.stream(5), Kind.TRAINING_TIME, 2)
+    u = rng.uniforms(5000, 10, rng.stream(5), Purpose.TRAINING_TIME, 2)
     assert u.shape == (5000, 40)
     assert u.dtype == torch.float64
     assert stats.kstest(u.flatten().numpy(), "uniform").pvalue >= 1e-5
     words = torch.tensor([0, 1, 2**31, 2**32 - 1])
-    monkeypatch.setattr(rng, "words", lambda n, quads, stream, kind, step: words.reshape(1, 1, 4))
-    assert rng.uniforms(1, 1, rng.stream(0), 0).tolist() == [[2.0**-33, 3 * 2.0**-33, 0.5 + 2.0**-33, 1 - 2.0**-33]]
+    monkeypatch.setattr(
+        rng, "words", lambda n, quads, stream, purpose, step: words.reshape(1, 1, 4)
+    )
+    assert rng.uniforms(1, 1, rng.stream(0), 0).tolist() == [
+        [2.0**-33, 3 * 2.0**-33, 0.5 + 2.0**-33, 1 - 2.0**-33]
+    ]

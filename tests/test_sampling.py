@@ -1,28 +1,32 @@
-"""The sampling loop: one endless stream, whatever is asked of it; outputs, failures, and what a step costs."""
+"""sample and sample_iter: one endless stream, outputs, failures, the cost of a step, arguments."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
 import torch
-from exact import MEAN, VARIANCE, exact_model, log_normal_data
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from fastmsgm import GBM, GBMModel, NonFiniteError, sample, sample_iter
+from fastmsgm import NonFiniteError, Step, sample, sample_iter, sampling
+from fastmsgm.gbm import GBM, GBMModel
+from fastmsgm.gbm.state import GBMPlan
+from fastmsgm.model import ScoreModel
 from fastmsgm.nets import MLP, UNet
-from fastmsgm.sampling import Step
-from fastmsgm.solvers import DaleLangevin, Heun
+from fastmsgm.solvers import DaleLangevin, DPMSolverPP2M, Heun
+from tests.gbm.exact import MEAN, VARIANCE, exact_model, log_normal_data
 
 
-def draw(model: Any, n: int, **options: Any) -> Tensor:
+def sampled(model: Any, n: int, **options: Any) -> Tensor:
     return sample(model, n, **{"progress": False, **options})
 
 
@@ -32,23 +36,28 @@ def vectors(prediction: str = "denoiser", **options: Any) -> GBMModel:
     net = MLP(3, 16, 2)
     nn.init.normal_(net.out.weight, std=0.05)
     process = GBM(5.0 if prediction == "denoiser" else 0.8)
-    return GBMModel.for_data(net, process, log_normal_data(200), prediction=prediction, **options).eval()
+    return GBMModel.for_data(
+        net, process, log_normal_data(200), prediction=prediction, **options
+    ).eval()
 
 
-def pictures(precision: str = "fp32") -> GBMModel:
+def images(precision: str = "fp32") -> GBMModel:
     torch.manual_seed(0)
     net = UNet(1, 16, 32, 1, 2)
     nn.init.normal_(net.out.weight, std=0.05)
     data = torch.rand(20, 1, 8, 8)
-    return GBMModel.for_data(net, GBM(8.0), data, offset=1.0, bounds=(0.0, 1.0), precision=precision).eval()
+    return GBMModel.for_data(
+        net, GBM(8.0), data, offset=1.0, bounds=(0.0, 1.0), precision=precision
+    ).eval()
 
 
 class Wrapped(nn.Module):
-    """A network that calls ``watch(call, x, f)``, call = 0, 1, ..., and returns what that returns, or f."""
+    """A network that calls ``watch(call, x, f)``, call = 0, 1, ..., and returns its result or f."""
 
-    def __init__(self, net: nn.Module, watch: Callable[[int, Tensor, Tensor], Tensor | None]) -> None:
+    def __init__(self, net: nn.Module, watch: Callable[[int, Tensor, Tensor], Any]) -> None:
         super().__init__()
-        self.net, self.watch, self.calls = net, watch, 0
+        self.net: Any = net
+        self.watch, self.calls = watch, 0
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         f = self.net(x, c)
@@ -61,38 +70,44 @@ class Wrapped(nn.Module):
 
 
 @pytest.mark.parametrize("batch_size", [None, 32, 7])
-@pytest.mark.parametrize("build", [vectors, lambda: exact_model("score"), pictures])
-def test_a_part_of_the_stream_is_bit_equal(build: Callable[[], GBMModel], batch_size: int | None) -> None:
+@pytest.mark.parametrize("build", [vectors, lambda: exact_model("score"), images])
+def test_a_part_of_the_stream_is_bit_equal(
+    build: Callable[[], GBMModel], batch_size: int | None
+) -> None:
     model = build()
     options: dict[str, Any] = {"seed": 3, "steps": 4, "batch_size": batch_size}
-    whole = draw(model, 100, **options)
-    assert torch.equal(whole[40:60], draw(model, 20, start=40, **options))
-    assert torch.equal(whole[:33], draw(model, 33, **options))
-    assert torch.equal(whole[99:], draw(model, 1, start=99, **options))
+    whole = sampled(model, 100, **options)
+    assert torch.equal(whole[40:60], sampled(model, 20, start=40, **options))
+    assert torch.equal(whole[:33], sampled(model, 33, **options))
+    assert torch.equal(whole[99:], sampled(model, 1, start=99, **options))
     assert len(whole.unique(dim=0)) == 100
 
 
 @pytest.mark.parametrize("solver", ["sde-dpm++2m", "heun", "sign-agnostic"])
 def test_a_part_of_the_stream_is_bit_equal_for_other_solvers(solver: str) -> None:
     options: dict[str, Any] = {"seed": 3, "steps": 5, "batch_size": 16, "solver": solver}
-    assert torch.equal(draw(vectors(), 50, **options)[20:40], draw(vectors(), 20, start=20, **options))
+    assert torch.equal(
+        sampled(vectors(), 50, **options)[20:40], sampled(vectors(), 20, start=20, **options)
+    )
 
 
 def test_start_beyond_two_to_the_32() -> None:
     options: dict[str, Any] = {"steps": 3, "batch_size": 8}
-    across = draw(vectors(), 8, start=2**32 - 4, **options)
-    assert torch.equal(across[4:], draw(vectors(), 4, start=2**32, **options))
-    assert not torch.equal(across[4:], draw(vectors(), 4, start=0, **options))
-    assert draw(vectors(), 1, start=2**56 - 1, **options).shape == (1, 3)
-    with pytest.raises(ValueError, match=r"start \+ n must be at most 2\^56, got start=72057594037927935 and n=2"):
-        draw(vectors(), 2, start=2**56 - 1, **options)
+    across = sampled(vectors(), 8, start=2**32 - 4, **options)
+    assert torch.equal(across[4:], sampled(vectors(), 4, start=2**32, **options))
+    assert not torch.equal(across[4:], sampled(vectors(), 4, start=0, **options))
+    assert sampled(vectors(), 1, start=2**56 - 1, **options).shape == (1, 3)
+    with pytest.raises(
+        ValueError, match=r"start \+ n must be at most 2\^56, got start=72057594037927935 and n=2"
+    ):
+        sampled(vectors(), 2, start=2**56 - 1, **options)
 
 
 def test_seeds_differ_and_torchs_generator_is_left_alone() -> None:
-    samples = [draw(vectors(), 4, seed=seed, steps=3) for seed in (0, 1, 2**63, 2**64 - 1)]
+    samples = [sampled(vectors(), 4, seed=seed, steps=3) for seed in (0, 1, 2**63, 2**64 - 1)]
     assert len(torch.cat(samples).unique(dim=0)) == 16
     model, state = vectors(), torch.get_rng_state()
-    draw(model, 4, steps=3)
+    sampled(model, 4, steps=3)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -102,22 +117,24 @@ def test_the_default_batch_is_a_function_of_the_number_of_features(d: int, expec
     data = torch.rand(4, d) + 1
     net = Wrapped(nn.Identity(), lambda call, x, f: seen.append(len(x)))
     net.net.forward = lambda x, c: torch.zeros_like(x)
-    draw(GBMModel.for_data(net, GBM(1.0), data), 3, steps=1)
+    sampled(GBMModel.for_data(net, GBM(1.0), data), 3, steps=1)
     assert seen == [expected]
 
 
-def test_class_centres_are_taken_in_turn() -> None:
+def test_class_means_are_taken_in_turn() -> None:
     x0, labels = log_normal_data(60), torch.arange(60) % 3
-    model = GBMModel.for_data(MLP(3), GBM(1e-3), x0 * (1 + labels[:, None]), prediction="hyvarinen", labels=labels)
+    model = GBMModel.for_data(
+        MLP(3), GBM(1e-3), x0 * (1 + labels[:, None]), prediction="hyvarinen", labels=labels
+    )
     first = []
     model.net = Wrapped(model.net, lambda call, x, f: first.append(x.clone()))
-    draw(model, 6, start=4, batch_size=8, steps=1, solver=DaleLangevin())
-    # One noise level, at which the prior is its centre: sample i starts from centre i mod 3.
-    expected = model.prior.centres[torch.arange(16) % 3]
+    sampled(model, 6, start=4, batch_size=8, steps=1, solver=DaleLangevin())
+    # At the one noise level, 0, the prior is its mean: sample i starts from mean i mod 3.
+    expected = model.prior.means[torch.arange(16) % 3]
     torch.testing.assert_close(torch.cat(first), expected, rtol=1e-6, atol=0)
 
 
-# ---- laws ----
+# ---- distributions ----
 
 
 @pytest.mark.parametrize(
@@ -131,31 +148,36 @@ def test_class_centres_are_taken_in_turn() -> None:
         ("score", 0.8, {"steps": 200}),
     ],
 )
-def test_samples_have_the_law_of_the_data(prediction: str, mu: float | None, options: dict[str, Any]) -> None:
+def test_samples_have_the_distribution_of_the_data(
+    prediction: str, mu: float | None, options: dict[str, Any]
+) -> None:
     model = exact_model(prediction, sigma=8.0 if prediction == "denoiser" else 0.8, mu=mu)
-    y = torch.log(draw(model, 8192, **options)).double()
+    y = torch.log(sampled(model, 8192, **options)).double()
     std = VARIANCE.double().sqrt()
-    # The prior knows one variance for all features, which at sigma = 0.8 moves the deviations by up to 3 %.
+    # The prior has one variance for all features, which at sigma = 0.8 moves the deviations by up
+    # to 3 %.
     assert float(((y.mean(0) - MEAN).abs() / std).max()) < 0.06
     assert float((y.std(0) / std - 1).abs().max()) < 0.06
 
 
 @pytest.mark.parametrize("mu", [0.0, None, 0.8])
-def test_the_start_is_the_noised_datas_law(mu: float | None) -> None:
-    """Log-mean and deviation of what the network first sees are those of data noised up to the first level."""
+def test_the_start_has_the_moments_of_noised_data(mu: float | None) -> None:
+    """Those of log x at the first noise level, as the network sees it."""
     model, first = exact_model("hyvarinen", mu=mu), []
-    model.net = Wrapped(model.net, lambda call, x, f: first.append(x.clone()) if call == 0 else None)
-    draw(model, 8192, steps=10)
+    model.net = Wrapped(
+        model.net, lambda call, x, f: first.append(x.clone()) if call == 0 else None
+    )
+    sampled(model, 8192, steps=10)
     t = 0.9
     y = torch.log(first[0]).double()
     std = (0.64 * t + model.variance) ** 0.5
-    expected = MEAN.double() + model.process.drift * t
+    expected = MEAN.double() + model.process.log_drift * t
     assert float((y.mean(0) - expected).abs().max()) < 4.5 * std / 8192**0.5
     assert float((y.std(0) / std - 1).abs().max()) < 4.5 / (2 * 8192) ** 0.5
 
 
-def test_samples_come_in_the_datas_own_range() -> None:
-    samples = draw(pictures(), 20, steps=4)
+def test_samples_are_in_the_range_of_the_data() -> None:
+    samples = sampled(images(), 20, steps=4)
     assert samples.shape == (20, 1, 8, 8)
     assert samples.dtype == torch.float32
     assert not samples.requires_grad
@@ -170,15 +192,21 @@ def test_samples_come_in_the_datas_own_range() -> None:
 def test_outputs(tmp_path: Path) -> None:
     model = vectors()
     options: dict[str, Any] = {"seed": 5, "start": 3, "steps": 4, "batch_size": 16}
-    expected = draw(model, 40, **options)
+    expected = sampled(model, 40, **options)
     tensor, array, strided = torch.empty(40, 3), np.empty((40, 3), np.float32), torch.empty(3, 40).T
-    assert draw(model, 40, out=tensor, **options) is tensor
-    draw(model, 40, out=array, **options)
-    draw(model, 40, out=strided, **options)
+    assert sampled(model, 40, out=tensor, **options) is tensor
+    sampled(model, 40, out=array, **options)
+    sampled(model, 40, out=strided, **options)
     path = tmp_path / "new" / "samples.npy"
-    returned = draw(model, 40, out=path, **options)
-    draw(model, 40, out=str(tmp_path / "text.npy"), **options)
-    for got in (tensor, torch.from_numpy(array), strided, returned, torch.cat(list(iterate(model, 40, **options)))):
+    returned = sampled(model, 40, out=path, **options)
+    sampled(model, 40, out=str(tmp_path / "text.npy"), **options)
+    for got in (
+        tensor,
+        torch.from_numpy(array),
+        strided,
+        returned,
+        torch.cat(list(iterate(model, 40, **options))),
+    ):
         assert torch.equal(got, expected)
     for file in (path, tmp_path / "text.npy"):
         stored = np.load(file)
@@ -186,17 +214,26 @@ def test_outputs(tmp_path: Path) -> None:
         np.testing.assert_array_equal(stored, expected.numpy())
     manifest = json.loads((tmp_path / "new" / "samples.npy.json").read_text())
     assert manifest == {
-        "n": 40, "start": 3, "seed": 5, "label": None, "compile": False,
-            "stream": "philox-v1",
-            "solver": "DPMSolverPP2M(eta=1.0)", "calls": 4,
-        "batch_size": 16, "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "precision": "fp32", "backend": manifest["backend"],
-    }  # fmt: skip
+        "n": 40,
+        "start": 3,
+        "seed": 5,
+        "label": None,
+        "compile": False,
+        "stream": "philox-v1",
+        "solver": "DPMSolverPP2M(eta=1.0)",
+        "nfe": 4,
+        "batch_size": 16,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "precision": "fp32",
+        "backend": manifest["backend"],
+    }
     assert manifest["backend"] in ("cpu", "reference")
 
 
-def iterate(model: GBMModel, n: int, **options: Any) -> Any:
-    return sample_iter(model, n, **{"progress": False, **options})
+def iterate(model: GBMModel, n: int, **options: Any) -> Generator[Tensor, None, None]:
+    chunks = sample_iter(model, n, **{"progress": False, **options})
+    return cast(Generator[Tensor, None, None], chunks)  # it can be closed
 
 
 def test_sample_iter_yields_whole_chunks_of_the_stream() -> None:
@@ -207,19 +244,21 @@ def test_sample_iter_yields_whole_chunks_of_the_stream() -> None:
 def test_a_model_by_its_folder(tmp_path: Path) -> None:
     model = vectors()
     model.save(tmp_path)
-    assert torch.equal(draw(tmp_path, 5, steps=3, device="cpu"), draw(model, 5, steps=3))
+    assert torch.equal(sampled(tmp_path, 5, steps=3, device="cpu"), sampled(model, 5, steps=3))
 
 
 # ---- failures ----
 
 
-def failing(model: GBMModel, calls: int, chunk: int, step: int, rows: list[int], value: float) -> GBMModel:
-    """The model, whose network returns ``value`` for some rows at one step of one chunk."""
+def failing(
+    model: GBMModel, nfe: int, chunk: int, step: int, indices: list[int], value: float
+) -> GBMModel:
+    """Return the model, whose network returns ``value`` for some samples at a step of a chunk."""
 
     def watch(call: int, x: Tensor, f: Tensor) -> Tensor:
         broken = f.clone()
-        if call == chunk * calls + step:
-            broken[rows, 1] = value
+        if call == chunk * nfe + step:
+            broken[indices, 1] = value
         return broken
 
     model.net = Wrapped(model.net, watch)
@@ -229,13 +268,17 @@ def failing(model: GBMModel, calls: int, chunk: int, step: int, rows: list[int],
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("output", ["tensor", "file"])
 @pytest.mark.parametrize("prediction", ["denoiser", "hyvarinen"])
-def test_non_finite_values_name_step_and_samples(value: float, output: str, prediction: str, tmp_path: Path) -> None:
+def test_non_finite_values_name_step_and_samples(
+    value: float, output: str, prediction: str, tmp_path: Path
+) -> None:
     options: dict[str, Any] = {"seed": 1, "start": 5, "steps": 6, "batch_size": 16}
-    expected = draw(vectors(prediction), 60, **options)
+    expected = sampled(vectors(prediction), 60, **options)
     out = tmp_path / "samples.npy" if output == "file" else torch.full((60, 3), -7.0)
-    model = failing(vectors(prediction).train(), calls=6, chunk=2, step=3, rows=[2, 9], value=value)
-    with pytest.raises(NonFiniteError, match=r"state at step 3 in 2 samples \(34, 41\): the network") as caught:
-        draw(model, 60, out=out, **options)
+    model = failing(vectors(prediction).train(), 6, chunk=2, step=3, indices=[2, 9], value=value)
+    with pytest.raises(
+        NonFiniteError, match=r"state at step 3 in 2 samples \(34, 41\): the network"
+    ) as caught:
+        sampled(model, 60, out=out, **options)
     error = caught.value
     assert error.step == 3
     assert error.indices == [34, 41]
@@ -249,9 +292,9 @@ def test_non_finite_values_name_step_and_samples(value: float, output: str, pred
 
 def test_non_finite_at_the_first_and_at_the_last_step() -> None:
     for step in (0, 4):
-        model = failing(vectors(), calls=5, chunk=0, step=step, rows=[0], value=float("nan"))
+        model = failing(vectors(), 5, chunk=0, step=step, indices=[0], value=float("nan"))
         with pytest.raises(NonFiniteError, match=f"at step {step} in 1 samples") as caught:
-            draw(model, 3, steps=5, batch_size=8)
+            sampled(model, 3, steps=5, batch_size=8)
         assert caught.value.samples is not None
         assert len(caught.value.samples) == 0
 
@@ -266,45 +309,97 @@ class Narrow(nn.Module):
     [
         ({"n": 0}, ValueError, "n must be at least 1, got 0"),
         ({"n": -5}, ValueError, "n must be at least 1, got -5"),
-        ({"n": 2.0}, TypeError, r"n must be an int, got 2\.0 \(float\)"),
-        ({"n": True}, TypeError, r"n must be an int, got True \(bool\)"),
         ({"steps": 0}, ValueError, "steps must be at least 1, got 0"),
-        ({"steps": 1.5}, TypeError, r"steps must be an int, got 1\.5"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
         ({"start": -1}, ValueError, "start must be at least 0, got -1"),
-        ({"start": "0"}, TypeError, "start must be an int, got '0'"),
-        ({"seed": -1}, ValueError, "seed must be in 0"),
-        ({"seed": 2**64}, ValueError, "seed must be in 0"),
-        ({"solver": "rk45"}, ValueError, r"solver must be one of euler, heun, dpm\+\+2m, .*, got 'rk45'"),
+        ({"seed": -1}, ValueError, r"seed must be in 0 \.\. 2\^64 - 1, got -1"),
+        ({"seed": 2**64}, ValueError, r"seed must be in 0 \.\. 2\^64 - 1, got 1844674407370955161"),
+        (
+            {"solver": "rk45"},
+            ValueError,
+            r"solver must be one of euler, heun, dpm\+\+2m, .*, got 'rk45' for a GBM model",
+        ),
         ({"solver": Heun}, TypeError, "solver must be a name or a Solver, got <class"),
         ({"model": "no-such-model"}, ValueError, "model must be one of .*, got 'no-such-model'"),
         ({"model": MLP(3)}, TypeError, "model must be a ScoreModel, a name or a path, got MLP"),
-        ({"out": torch.empty(4, 2)}, ValueError, r"out must be float32 of shape \(4, 3\), got torch\.float32 \(4, 2\)"),
-        ({"out": np.empty((4, 3))}, ValueError, r"out must be float32 of shape \(4, 3\), got torch\.float64"),
-        ({"out": "samples.txt"}, ValueError, r"out must be a path that ends in \.npy, got 'samples\.txt'"),
+        (
+            {"out": torch.empty(4, 2)},
+            ValueError,
+            r"out must be float32 of shape \(4, 3\), got torch\.float32 \(4, 2\)",
+        ),
+        (
+            {"out": np.empty((4, 3))},
+            ValueError,
+            r"out must be float32 of shape \(4, 3\), got torch\.float64",
+        ),
+        (
+            {"out": "samples.txt"},
+            ValueError,
+            r"out must be a path that ends in \.npy, got 'samples\.txt'",
+        ),
         ({"out": [1.0]}, TypeError, "out must be a tensor, an array or a path, got list"),
     ],
 )
 def test_bad_arguments(options: dict[str, Any], error: type[Exception], message: str) -> None:
     options = {"model": vectors(), "n": 4, "steps": 2, **options}
     with pytest.raises(error, match=message):
-        draw(options.pop("model"), options.pop("n"), **options)
+        sampled(options.pop("model"), options.pop("n"), **options)
 
 
-@pytest.mark.parametrize("options", [{"seed": -1}, {"start": -1}, {"solver": "rk45"}, {"steps": 0}, {"batch_size": 0}])
+@pytest.mark.parametrize("name", ["n", "steps", "seed", "start", "label", "batch_size"])
+@pytest.mark.parametrize("value", [2.0, 1.5, True, "2", [2]])
+def test_counts_are_integers(name: str, value: object) -> None:
+    """A bool and a float are refused, by sample_iter before its first chunk."""
+    options: dict[str, Any] = {"n": 4, "steps": 2, name: value}
+    message = rf"{name} must be an int, got {re.escape(repr(value))} \({type(value).__name__}\)"
+    for call in (sample, sample_iter):
+        with pytest.raises(TypeError, match=message):
+            call(class_model(), progress=False, **options)
+
+
+@pytest.mark.parametrize("name", ["n", "steps", "seed", "start", "label", "batch_size"])
+def test_counts_may_be_numpy_integers(name: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"n": 4, "steps": 2, "batch_size": 8, "progress": False}
+    expected = sample(class_model(), **{**options, name: 2})
+    out = tmp_path / "samples.npy"
+    assert torch.equal(sample(class_model(), **{**options, name: np.int64(2)}, out=out), expected)
+    manifest = json.loads(Path(f"{out}.json").read_text())
+    assert manifest[{"steps": "nfe"}.get(name, name)] == 2
+
+
+def class_model() -> GBMModel:
+    """A class-conditional model of three features and three classes."""
+    torch.manual_seed(0)
+    net, labels = MLP(3, 8, 1, cond_dim=2), torch.arange(60) % 3
+    return GBMModel.for_data(net, GBM(5.0), log_normal_data(60), labels=labels, classes=3).eval()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"seed": -1},
+        {"start": -1},
+        {"solver": "rk45"},
+        {"steps": 0},
+        {"batch_size": 0},
+        {"label": 1},
+    ],
+)
 def test_a_bad_argument_leaves_an_old_file_alone(options: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "samples.npy"
     np.save(path, np.ones(3))
     with pytest.raises(ValueError, match="must be"):
-        draw(vectors(), 4, **{"steps": 2, "out": path, **options})
+        sampled(vectors(), 4, **{"steps": 2, "out": path, **options})
     assert np.load(path).tolist() == [1, 1, 1]
 
 
 def test_a_network_with_another_output_shape() -> None:
     model = vectors().train()
     model.net = Narrow()
-    with pytest.raises(ValueError, match=r"net must return its input's shape \(8, 3\), got \(8, 1\)"):
-        draw(model, 4, steps=2, batch_size=8)
+    with pytest.raises(
+        ValueError, match=r"net must return its input's shape \(8, 3\), got \(8, 1\)"
+    ):
+        sampled(model, 4, steps=2, batch_size=8)
     assert model.training
 
 
@@ -313,7 +408,7 @@ def test_the_training_flag_is_restored(training: bool) -> None:
     model, seen = vectors(), []
     model.net = Wrapped(model.net, lambda call, x, f: seen.append(model.training))
     model.train(training)
-    draw(model, 4, steps=2)
+    sampled(model, 4, steps=2)
     assert model.training is training
     chunks = iterate(model, 40, steps=2, batch_size=8)
     next(chunks)
@@ -325,34 +420,81 @@ def test_the_training_flag_is_restored(training: bool) -> None:
 # ---- steps and their cost ----
 
 
+@dataclass(frozen=True)
+class Counting(DPMSolverPP2M):
+    """Counts its plans."""
+
+    plans: ClassVar[list[GBMPlan]] = []
+
+    def plan(self, preconditioning: Any, steps: int) -> GBMPlan:
+        self.plans.append(plan := super().plan(preconditioning, steps))
+        return plan
+
+
+@pytest.mark.parametrize("by", ["name", "object", "default"])
+def test_the_solver_is_resolved_and_the_plan_made_once_per_call(
+    by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over several chunks, by sample and by sample_iter."""
+    model, resolved, states = vectors(), list[object](), list[object]()
+    resolve, state = sampling.resolve, GBMPlan.state
+
+    def remember_resolve(solver: Any, model: ScoreModel) -> Any:
+        resolved.append(solver)
+        return resolve(solver, model)
+
+    def remember_state(self: GBMPlan, *arguments: Any) -> Any:
+        states.append(self)
+        return state(self, *arguments)
+
+    monkeypatch.setattr(sampling, "resolve", remember_resolve)
+    monkeypatch.setattr(GBMPlan, "state", remember_state)
+    monkeypatch.setattr(GBMModel, "solvers", {**GBMModel.solvers, "counting": Counting})
+    monkeypatch.setattr(GBMModel, "default_solver", Counting())
+    monkeypatch.setattr(Counting, "plans", [])
+    solver: Any = {"name": "counting", "object": Counting(), "default": None}[by]
+    options: dict[str, Any] = {"steps": 3, "batch_size": 4, "solver": solver, "progress": False}
+    for k, call in enumerate((sample, lambda *a, **o: list(sample_iter(*a, **o))), 1):
+        call(model, 20, **options)
+        assert len(resolved) == len(Counting.plans) == len(states) == k
+    assert states == Counting.plans
+
+
 @pytest.mark.parametrize(
-    ("solver", "steps", "calls"),
-    [("dpm++2m", 5, 5), ("er-sde-2", 1, 1), ("heun", 5, 9), ("heun", 1, 1), ("dale-langevin", 5, 4), (None, 6, 6),
-     (DaleLangevin(inner=3), 5, 12)],
-)  # fmt: skip
-def test_network_calls(solver: Any, steps: int, calls: int) -> None:
-    """No call is made that the samples do not need; a denoiser is not called at level 0 (the papers' k = 0)."""
+    ("solver", "steps", "nfe"),
+    [
+        ("dpm++2m", 5, 5),
+        ("er-sde-2", 1, 1),
+        ("heun", 5, 9),
+        ("heun", 1, 1),
+        ("dale-langevin", 5, 4),
+        (None, 6, 6),
+        (DaleLangevin(inner=3), 5, 12),
+    ],
+)
+def test_network_calls(solver: Any, steps: int, nfe: int) -> None:
+    """Every call is needed for the samples; a denoiser is not called at noise level 0."""
     model = vectors()
     model.net = Wrapped(model.net, lambda call, x, f: None)
-    draw(model, 20, steps=steps, solver=solver, batch_size=8)
-    assert model.net.calls == 3 * calls
+    sampled(model, 20, steps=steps, solver=solver, batch_size=8)
+    assert model.net.calls == 3 * nfe
 
 
 @pytest.mark.parametrize("prediction", ["hyvarinen", "score"])
-def test_network_calls_of_the_papers_samplers(prediction: str) -> None:
+def test_network_calls_of_the_paper_solvers(prediction: str) -> None:
     model = exact_model(prediction)
     model.net = Wrapped(model.net, lambda call, x, f: torch.zeros_like(f))
-    draw(model, 20, steps=5, solver=DaleLangevin(inner=2, tweedie=3), batch_size=32)
+    sampled(model, 20, steps=5, solver=DaleLangevin(inner=2, tweedie=3), batch_size=32)
     assert model.net.calls == 2 * 5 + 3
 
 
 @pytest.mark.parametrize("solver", ["dpm++2m", "heun", "dale-langevin"])
 def test_callback_sees_every_step_and_changes_nothing(solver: str) -> None:
     options: dict[str, Any] = {"steps": 4, "solver": solver, "batch_size": 16, "start": 8}
-    model, steps = pictures(), []
+    model, steps = images(), list[tuple[int, int, int, float]]()
 
     def callback(step: Step) -> None:
-        steps.append((step.first, step.index, step.calls, step.level))
+        steps.append((step.first, step.index, step.nfe, step.noise_level))
         last.update(x=step.x.clone(), denoised=step.denoised)
         step.x.fill_(-1)
         if step.denoised is not None:
@@ -360,25 +502,41 @@ def test_callback_sees_every_step_and_changes_nothing(solver: str) -> None:
             step.denoised.zero_()
 
     last: dict[str, Tensor | None] = {}
-    samples = draw(model, 20, callback=callback, **options)
-    assert torch.equal(samples, draw(model, 20, **options))
-    calls = {"dpm++2m": 4, "heun": 7, "dale-langevin": 3}[solver]
-    assert [s[:3] for s in steps] == [(first, k, calls) for first in (0, 16) for k in range(calls + 1)]
-    levels = [s[3] for s in steps[: calls + 1]]
-    assert levels == sorted(levels, reverse=True)
-    assert levels[-1] == 0
-    assert levels[0] == pytest.approx(8.0 if solver != "dale-langevin" else 8 * 0.75**0.5)
-    # In the process's units: the last state is the sample plus the offset, and what the network took it for.
+    samples = sampled(model, 20, callback=callback, **options)
+    assert torch.equal(samples, sampled(model, 20, **options))
+    nfe = {"dpm++2m": 4, "heun": 7, "dale-langevin": 3}[solver]
+    assert [s[:3] for s in steps] == [(first, k, nfe) for first in (0, 16) for k in range(nfe + 1)]
+    noise_levels = [s[3] for s in steps[: nfe + 1]]
+    assert noise_levels == sorted(noise_levels, reverse=True)
+    assert noise_levels[-1] == 0
+    assert noise_levels[0] == pytest.approx(8.0 if solver != "dale-langevin" else 8 * 0.75**0.5)
+    # In the units of the process the last state is the sample plus the offset; it is denoised.
     assert last["x"] is not None
     assert torch.equal((last["x"] - 1).clamp(0, 1)[:12], samples[8:])
     if solver == "dale-langevin":
         assert last["denoised"] is None
     else:
+        assert last["denoised"] is not None
         torch.testing.assert_close(last["denoised"], last["x"])
 
 
+@pytest.mark.parametrize("prediction", ["denoiser", "hyvarinen"])
+def test_the_denoised_state_keeps_the_signs_of_the_data(prediction: str) -> None:
+    data, steps = log_normal_data(200) * torch.tensor([-1.0, 1.0, -1.0]), list[Step]()
+    torch.manual_seed(0)
+    process = GBM(5.0 if prediction == "denoiser" else 0.8)
+    model = GBMModel.for_data(MLP(3, 16, 2), process, data, prediction=prediction)
+    sampled(model, 8, steps=4, solver="dpm++2m", batch_size=8, callback=steps.append)
+    assert steps[-1].denoised is not None
+    torch.testing.assert_close(steps[-1].denoised, steps[-1].x)
+
+
 class Count(TorchDispatchMode):
-    """Operator calls, and the most bytes that tensors made within were alive at a time (``outside`` not counted)."""
+    """Counts operator calls, and the largest number of bytes that were alive at a time.
+
+    Args:
+        outside: A tensor whose bytes do not count.
+    """
 
     def __init__(self, outside: Tensor | None = None) -> None:
         super().__init__()
@@ -393,7 +551,9 @@ class Count(TorchDispatchMode):
             if isinstance(leaf, Tensor):
                 self.alive[leaf] = True
         storages = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in self.alive)}
-        self.peak = max(self.peak, sum(size for where, size in storages.items() if where != self.outside))
+        self.peak = max(
+            self.peak, sum(size for where, size in storages.items() if where != self.outside)
+        )
         return result
 
     @property
@@ -402,18 +562,22 @@ class Count(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("solver", ["dpm++2m", "sde-dpm++2m", "heun", "dale-langevin"])
-@pytest.mark.parametrize("build", [vectors, pictures, lambda: pictures("bf16"), lambda: exact_model("score")])
-def test_operator_calls_per_step_are_the_networks_and_one(build: Callable[[], GBMModel], solver: str) -> None:
+@pytest.mark.parametrize(
+    "build", [vectors, images, lambda: images("bf16"), lambda: exact_model("score")]
+)
+def test_operator_calls_per_step_are_the_networks_and_one(
+    build: Callable[[], GBMModel], solver: str
+) -> None:
     model = build()
     if model.prediction == "score" and solver != "dale-langevin":
         solver = "sign-agnostic"
     network, counts = Count(), []
-    net_in, c = torch.ones(16, *model.shape, dtype=model.input_dtype), torch.zeros(16)
+    model_input, c = torch.ones(16, *model.shape, dtype=model.input_dtype), torch.zeros(16)
     with torch.no_grad(), network:
-        model(net_in, c)
+        model(model_input, c)
     for steps in (4, 9):
         with Count() as count:
-            draw(model, 10, steps=steps, solver=solver, batch_size=16)
+            sampled(model, 10, steps=steps, solver=solver, batch_size=16)
         counts.append(count)
     rows = 5 * (2 if solver == "heun" else 1)
     assert network.total > 5
@@ -424,50 +588,51 @@ def test_operator_calls_per_step_are_the_networks_and_one(build: Callable[[], GB
 
 
 def test_peak_memory_does_not_grow_with_n() -> None:
-    model = pictures()
+    model = images()
     peaks = []
     for n in (64, 320):
         out = torch.empty(n, 1, 8, 8)
         with Count(out) as count:
-            draw(model, n, steps=3, batch_size=32, out=out)
+            sampled(model, n, steps=3, batch_size=32, out=out)
         peaks.append(count.peak)
         with Count() as count:
-            draw(model, n, steps=3, batch_size=32)
+            sampled(model, n, steps=3, batch_size=32)
         assert count.peak == peaks[-1] + out.nbytes
     assert peaks[0] == peaks[1]
-    assert peaks[0] > 3 * 32 * 64 * 4  # at least the state, the network's input and the history were seen
+    # At least the state, the network's input and prev_denoised were counted.
+    assert peaks[0] > 3 * 32 * 64 * 4
 
 
-# ---- what may go wrong around a run ----
+# ---- around a run ----
 
 
-def test_only_the_samples_asked_for_must_be_finite() -> None:
-    model = failing(vectors(), calls=2, chunk=0, step=0, rows=[3, 9], value=float("nan"))
-    assert draw(model, 5, start=4, steps=2, batch_size=16).isfinite().all()
-    model = failing(vectors(), calls=2, chunk=0, step=0, rows=[3, 9], value=float("nan"))
+def test_only_the_wanted_samples_must_be_finite() -> None:
+    model = failing(vectors(), 2, chunk=0, step=0, indices=[3, 9], value=float("nan"))
+    assert sampled(model, 5, start=4, steps=2, batch_size=16).isfinite().all()
+    model = failing(vectors(), 2, chunk=0, step=0, indices=[3, 9], value=float("nan"))
     with pytest.raises(NonFiniteError, match=r"in 1 samples \(9\)"):
-        draw(model, 6, start=4, steps=2, batch_size=16)
+        sampled(model, 6, start=4, steps=2, batch_size=16)
 
 
 def test_a_read_only_array_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "old.npy", np.ones((4, 3), np.float32))
     with pytest.raises(ValueError, match="out must be writable"):
-        draw(vectors(), 4, steps=2, out=np.load(tmp_path / "old.npy", mmap_mode="r"))
+        sampled(vectors(), 4, steps=2, out=np.load(tmp_path / "old.npy", mmap_mode="r"))
 
 
 def test_an_unfinished_file_has_no_manifest(tmp_path: Path) -> None:
     path = tmp_path / "samples.npy"
-    draw(vectors(), 40, steps=2, seed=1, out=path, batch_size=16)
-    model = failing(vectors(), calls=2, chunk=1, step=0, rows=[0], value=float("nan"))
+    sampled(vectors(), 40, steps=2, seed=1, out=path, batch_size=16)
+    model = failing(vectors(), 2, chunk=1, step=0, indices=[0], value=float("nan"))
     with pytest.raises(NonFiniteError):
-        draw(model, 40, steps=2, seed=2, out=path, batch_size=16)
+        sampled(model, 40, steps=2, seed=2, out=path, batch_size=16)
     assert not (tmp_path / "samples.npy.json").exists()
 
 
 def test_a_module_that_was_frozen_stays_so() -> None:
     model = vectors().train()
     model.net.out.eval()
-    draw(model, 4, steps=2)
+    sampled(model, 4, steps=2)
     assert model.net.training
     assert not model.net.out.training
 
@@ -476,17 +641,19 @@ def test_a_channels_last_model() -> None:
     torch.manual_seed(0)
     data = torch.rand(20, 8, 8, 3).permute(0, 3, 1, 2)
     model = GBMModel.for_data(UNet(3, 16, 32, 1, 2), GBM(8.0), data, offset=1.0).eval()
-    expected = draw(model, 4, steps=2, batch_size=8)
-    torch.testing.assert_close(draw(model.to(memory_format=torch.channels_last), 4, steps=2, batch_size=8), expected)
+    expected = sampled(model, 4, steps=2, batch_size=8)
+    torch.testing.assert_close(
+        sampled(model.to(memory_format=torch.channels_last), 4, steps=2, batch_size=8), expected
+    )
 
 
-def test_a_lost_sample_does_not_spoil_the_next_chunk() -> None:
-    """Samples 0 .. 2 are in the first chunk, not asked for, and lost there without a word."""
+def test_a_nonfinite_sample_does_not_spoil_the_next_chunk() -> None:
+    """Samples 0 .. 2 of the first chunk are not wanted, so that their NaN is no error."""
     model = vectors()
 
-    def lose(call: int, x: Tensor, f: Tensor) -> None:
+    def fail(call: int, x: Tensor, f: Tensor) -> None:
         if call < 2:
             f[0] = torch.nan
 
-    model.net = Wrapped(model.net, lose)
-    assert bool(draw(model, 5, start=3, steps=2, batch_size=4).isfinite().all())
+    model.net = Wrapped(model.net, fail)
+    assert bool(sampled(model, 5, start=3, steps=2, batch_size=4).isfinite().all())

@@ -1,432 +1,352 @@
-"""Solvers: every row against its formula, the paper's updates, and orders of convergence without sampling.
-
-For log-data N(m, d^2) the denoised state D(y, s) = (d^2 y + s^2 m) / (s^2 + d^2) is linear, so a row of a plan is an
-affine map of (y, D_prev) plus independent noise: mean and covariance are propagated exactly, in float64, through the
-table's own columns and the exact network's raw output. The sign-agnostic step is not affine; its first two moments are
-propagated backwards in time (E[moment(y') | y] as a Chebyshev series, the noise by Gauss-Hermite quadrature).
-"""
+"""Solvers of all families: names, the time grid, eta from the ODE to the SDE, and refusals."""
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.polynomial import chebyshev, hermite_e
-from scipy.integrate import quad
-
-from fastmsgm import GBM, GBMModel, LogNormalPrior, reference, rng, solvers
-from fastmsgm.reference import COLUMNS
-from fastmsgm.solvers import ERSDE2, DaleLangevin, DPMSolverPP2M, Euler, GBMPlan, Heun, SignAgnostic, Solver
-
-SIGMA = 0.8
-MEAN, SD = 0.3, 0.2  # of the log-data whose scores are exact
-LOG_STD = 0.13  # of the preconditioning: not SD, so that an exact denoiser's raw output is not zero
-STEPS = (40, 80, 160, 320)
-
-LOG_SOLVERS = {
-    "euler": Euler(), "dpm++2m": DPMSolverPP2M(), "sde-dpm++2m": DPMSolverPP2M(eta=1.0), "er-sde-2": ERSDE2(),
-    "heun": Heun(),
-}  # fmt: skip
-
-
-def model(prediction: str, sigma: float = SIGMA, mu: float | None = None) -> GBMModel:
-    one = torch.ones(1, 1)
-    prior = LogNormalPrior(one, 0.0)
-    process = GBM(sigma, mu)
-    return GBMModel(torch.nn.Identity(), process, prior, prediction=prediction, scale=one, log_std=LOG_STD)
-
-
-# ---- exact networks on Gaussian log-data ----
-
-
-def exact_output(of: GBMModel) -> Callable[[float, float], float]:
-    """g(input, condition): a denoiser's raw output from (c_in y, log(s) / 4), otherwise q from (y, t)."""
-    drift = of.process.drift
-
-    def denoiser(u: float, c: float) -> float:
-        s = math.exp(4 * c)
-        total = math.hypot(s, LOG_STD)
-        y = u * total
-        denoised = (SD**2 * y + s**2 * MEAN) / (s**2 + SD**2)
-        return (denoised - LOG_STD**2 / total**2 * y) / (s * LOG_STD / total)
-
-    def hyvarinen(y: float, t: float) -> float:
-        return -(y - MEAN - drift * t) / (SD**2 + of.process.sigma**2 * t) - 1
-
-    return denoiser if of.prediction == "denoiser" else hyvarinen
-
-
-def propagate(of: GBMModel, plan: GBMPlan, mean: float, variance: float) -> tuple[float, float]:
-    """Mean and variance of y after the plan, from N(mean, variance)."""
-    g = exact_output(of)
-    centre, covariance = np.array([mean, 0.0]), np.diag([variance, 0.0])
-    c_in = of.preconditioning(plan.levels[:1])[0, 3]
-    for condition, row in zip(of.condition(plan.levels), plan.table, strict=True):
-        a, b, b_prev, c, noise, k0, k1, k2, next_c_in = row
-        slope = k0 + k1 * (g(c_in, condition) - g(0.0, condition))  # D = slope y + offset
-        offset = k1 * g(0.0, condition) + k2
-        matrix = np.array([[a + b * slope, b_prev], [slope, 0.0]])
-        centre = matrix @ centre + np.array([b * offset + c, offset])
-        covariance = matrix @ covariance @ matrix.T + np.diag([noise**2, 0.0])
-        c_in = next_c_in
-    return float(centre[0]), float(covariance[0, 0])
-
-
-def order(errors: list[float]) -> float:
-    return float(-np.polyfit(np.log(STEPS), np.log(np.abs(errors)), 1)[0])
-
-
-def phi(name: str, s: float) -> float:
-    """What the continuous solver does to a displaced mean: d(mean - m) / (mean - m) = s^2 / (s^2 + d^2) dphi / phi."""
-    return {"sde-dpm++2m": s**2, "er-sde-2": s * (math.exp(s**0.3) + 10)}.get(name, s)
-
-
-@pytest.mark.parametrize("prediction", ["denoiser", "hyvarinen"])
-@pytest.mark.parametrize("name", LOG_SOLVERS)
-def test_order_of_log_solvers(name: str, prediction: str) -> None:
-    exact_model = model(prediction)
-    s_min, s_max = exact_model.s_min, SIGMA
-    # The last step is y = D, so the exact law at the end is that of D at s_min. The start's mean is displaced by 1.
-    last = SD**2 / (s_min**2 + SD**2)
-
-    def log_phi_slope(v: float) -> float:  # d log(phi) / d log(s), s = exp(v)
-        return (math.log(phi(name, math.exp(v + 1e-5))) - math.log(phi(name, math.exp(v - 1e-5)))) / 2e-5
-
-    kept, _ = quad(lambda v: log_phi_slope(v) / (1 + SD**2 * math.exp(-2 * v)), math.log(s_min), math.log(s_max))
-    mean_errors, sd_errors = [], []
-    for steps in STEPS:
-        plan = LOG_SOLVERS[name].plan(exact_model, steps)
-        mean, variance = propagate(exact_model, plan, MEAN + 1, s_max**2 + SD**2)
-        mean_errors.append(mean - MEAN - math.exp(-kept) * last)
-        sd_errors.append(math.sqrt(variance) - SD * math.sqrt(last))
-    expected = 1 if name == "euler" else 2
-    assert order(sd_errors) == pytest.approx(expected, abs=0.4), sd_errors
-    if name == "sde-dpm++2m":  # E[D] is constant along the reverse SDE, so every step moves the mean exactly
-        assert np.abs(mean_errors).max() < 1e-11
-    else:
-        assert order(mean_errors) == pytest.approx(expected, abs=0.4), mean_errors
-
-
-@pytest.mark.parametrize("mu", [None, 0.1, 0.7])
-def test_order_of_dale_langevin(mu: float | None) -> None:
-    exact_model = model("hyvarinen", mu=mu)
-    laws = [
-        propagate(exact_model, DaleLangevin().plan(exact_model, n), MEAN + exact_model.process.drift, SIGMA**2 + SD**2)
-        for n in STEPS
-    ]
-    assert order([math.sqrt(variance) - SD for _, variance in laws]) == pytest.approx(1, abs=0.4)
-    mean_errors = [mean - MEAN for mean, _ in laws]
-    if mu is None:  # nothing moves the mean
-        assert np.abs(mean_errors).max() < 1e-12
-    else:
-        assert order(mean_errors) == pytest.approx(1, abs=0.4)
-
-
-def propagate_moments(of: GBMModel, plan: GBMPlan) -> tuple[float, float]:
-    """Mean and variance of y after a plan of log_state=False rows from the exact law at time T, by quadrature."""
-    g, drift = exact_output(of), of.process.drift
-    z, weights = hermite_e.hermegauss(16)
-    weights = weights / weights.sum()
-    nodes = np.cos(np.pi * (np.arange(13) + 0.5) / 13)
-    moments: list[Callable[[np.ndarray], np.ndarray]] = [lambda y: y - MEAN, lambda y: (y - MEAN) ** 2]
-
-    def series(values: np.ndarray, centre: float, half: float) -> Callable[[np.ndarray], np.ndarray]:
-        coefficients = chebyshev.chebfit(nodes, values, len(nodes) - 1)
-        return lambda y: chebyshev.chebval((y - centre) / half, coefficients)
-
-    for t, row in zip(of.condition(plan.levels)[::-1], plan.table[::-1], strict=True):
-        a, b, _, c, noise, k0, k1, k2, _ = row
-        centre, half = MEAN + drift * t, 6 * math.sqrt(SD**2 + SIGMA**2 * t)
-        y = centre + half * nodes
-        increment = ((a - 1) * y + b * (k0 * y + k1 * g(y, t) + k2) + c)[:, None] + noise * z
-        after = y[:, None] + (np.log(np.abs(1 + increment)) if plan.linear else increment)
-        moments = [series(moment(after) @ weights, centre, half) for moment in moments]
-    start = MEAN + drift + math.sqrt(SD**2 + SIGMA**2) * z
-    first, second = (float(moment(start) @ weights) for moment in moments)
-    return MEAN + first, second - first**2
-
-
-def test_moments_by_quadrature_are_those_of_exact_propagation() -> None:
-    exact_model = model("hyvarinen", mu=0.1)
-    plan = DaleLangevin().plan(exact_model, 40)
-    exact = propagate(exact_model, plan, MEAN + exact_model.process.drift, SIGMA**2 + SD**2)
-    assert propagate_moments(exact_model, plan) == pytest.approx(exact, rel=1e-9)
-
-
-@pytest.mark.parametrize("mu", [None, 0.1])
-def test_order_of_sign_agnostic(mu: float | None) -> None:
-    exact_model = model("hyvarinen", mu=mu)
-    laws = [propagate_moments(exact_model, SignAgnostic().plan(exact_model, n)) for n in STEPS]
-    assert order([mean - MEAN for mean, _ in laws]) == pytest.approx(1, abs=0.4)
-    assert order([math.sqrt(variance) - SD for _, variance in laws]) == pytest.approx(1, abs=0.4)
-
-
-# ---- rows ----
-
-
-def karras(steps: int, s_min: float) -> list[float]:
-    a, b = SIGMA ** (1 / 7), s_min ** (1 / 7)
-    return [(a + i / (steps - 1) * (b - a)) ** 7 for i in range(steps)] + [0.0]
-
-
-def moved(row: np.ndarray, y: float, denoised: float, previous: float, z: float) -> float:
-    a, b, b_prev, c, noise = row[:5]
-    return a * y + b * denoised + b_prev * previous + c + noise * z
-
-
-Y, D, D_PREV, Z = 0.7, 0.41, 0.52, -1.3
-
-
-def formula(name: str, before: float | None, s: float, after: float) -> float:
-    """The increment of y over one step to after > 0, as published."""
-    a = after / s
-    if name == "euler":
-        return (1 - a) * (D - Y)
-    if name == "er-sde-2":
-        r = phi(name, after) / phi(name, s)
-        integral, _ = quad(lambda u: 1 / phi(name, u), after, s)
-        slope = 0.0 if before is None else (D - D_PREV) / (s - before)
-        noise = math.sqrt(after**2 - s**2 * r**2)
-        return (1 - r) * (D - Y) + (after - s + phi(name, after) * integral) * slope + noise * Z
-    # r = h_prev / h, h the step in log s; without a previous step first order
-    correction = 0.0 if before is None else (D - D_PREV) / (2 * math.log(before / s) / math.log(s / after))
-    if name == "dpm++2m":
-        return (1 - a) * (D + correction - Y)
-    return (1 - a**2) * (D - Y) + (1 - a**2) * correction + after * math.sqrt(1 - a**2) * Z
-
-
-@pytest.mark.parametrize("name", [name for name in LOG_SOLVERS if name != "heun"])
-def test_multistep_rows(name: str) -> None:
-    of = model("denoiser")
-    plan = LOG_SOLVERS[name].plan(of, 9)
-    grid = karras(9, of.s_min)
-    assert plan.levels == pytest.approx(grid[:-1], rel=1e-12)
-    for i, row in enumerate(plan.table[:-1]):
-        step = formula(name, grid[i - 1] if i else None, grid[i], grid[i + 1])
-        assert moved(row, Y, D, D_PREV, Z) == pytest.approx(Y + step, abs=1e-12)
-    assert plan.multistep == (name != "euler")
-    assert plan.multistep or not plan.table[:, COLUMNS.index("B_prev")].any()
-
-
-def test_heun_rows() -> None:
-    of = model("denoiser")
-    plan = Heun().plan(of, 6)
-    grid = karras(6, of.s_min)
-    assert plan.multistep
-    assert plan.levels == pytest.approx([grid[0], *np.repeat(grid[1:-1], 2)], rel=1e-12)
-    for i, (s, after) in enumerate(itertools.pairwise(grid[:-1])):
-        predictor, corrector = plan.table[2 * i], plan.table[2 * i + 1]
-        y1 = moved(predictor, Y, D, D_PREV, Z)
-        assert y1 == pytest.approx(Y + (1 - after / s) * (D - Y), abs=1e-12)
-        d1 = 0.38
-        trapezoid = Y + (after - s) / 2 * ((Y - D) / s + (y1 - d1) / after)
-        assert moved(corrector, y1, d1, D, Z) == pytest.approx(trapezoid, abs=1e-12)
-
-
-@pytest.mark.parametrize("steps", [1, 2, 18])
-@pytest.mark.parametrize("name", LOG_SOLVERS)
-def test_log_solvers_end_with_the_denoised_state(name: str, steps: int) -> None:
-    for prediction in ("denoiser", "hyvarinen"):
-        of = model(prediction)
-        plan = LOG_SOLVERS[name].plan(of, steps)
-        assert plan.calls == len(plan.table) == (2 * steps - 1 if name == "heun" else steps)
-        assert plan.table[-1, :5].tolist() == [0, 1, 0, 0, 0]
-        assert plan.levels[0] == pytest.approx(SIGMA)
-        assert plan.levels[-1] == pytest.approx(of.s_min if steps > 1 else SIGMA)
-        assert plan.log_state
-        assert not plan.linear
-
-
-def test_preconditioning_columns() -> None:
-    plan = Euler().plan(model("denoiser"), 5)
-    s, k = plan.levels, plan.table[:, 5:]
-    total = np.hypot(s, LOG_STD)
-    assert k[:, 0] == pytest.approx(LOG_STD**2 / total**2)
-    assert k[:, 1] == pytest.approx(s * LOG_STD / total)
-    assert not k[:, 2].any()
-    assert k[:, 3] == pytest.approx([*1 / total[1:], 0])  # a row prepares the input of the next call
-    plan = Euler().plan(model("score"), 5)
-    assert plan.table[:, 5:8] == pytest.approx(np.stack((np.ones(5), plan.levels**2, plan.levels**2), axis=1))
-
-
-@pytest.mark.parametrize("inner", [1, 3])
-@pytest.mark.parametrize("kind", [DaleLangevin, SignAgnostic])
-def test_paper_solvers_count_their_calls(kind: type[solvers.PaperSolver], inner: int) -> None:
-    plan = kind(inner=inner, tweedie=2).plan(model("score"), 10)
-    assert plan.calls == len(plan.table) == 10 * inner + 2
-    time = [k / 10 for k in range(9, -1, -1) for _ in range(inner)] + [0, 0]
-    assert plan.levels == pytest.approx(SIGMA * np.sqrt(time))
-    assert plan.linear == (kind is SignAgnostic)
-    assert not plan.multistep
-    assert not plan.log_state
-
-
-@pytest.mark.parametrize("kind", [DaleLangevin, SignAgnostic])
-def test_a_denoiser_is_not_asked_at_noise_level_zero(kind: type[solvers.PaperSolver]) -> None:
-    plan = kind(inner=2, sigma=0.5).plan(model("denoiser"), 10)
-    time = [k / 10 for k in range(9, 0, -1) for _ in range(2)]
-    assert plan.levels == pytest.approx(0.5 * np.sqrt(time))
-    assert plan.log_state
-
-
-@pytest.mark.parametrize("mu", [None, 0.1, 0.7])
-@pytest.mark.parametrize("prediction", ["score", "hyvarinen"])
-@pytest.mark.parametrize("kind", [DaleLangevin, SignAgnostic])
-def test_rows_without_the_logarithm_do_not_need_it(
-    kind: type[solvers.PaperSolver], prediction: str, mu: float | None
-) -> None:
-    plan = kind(delta=3e-3, inner=2, tweedie=3).plan(model(prediction, mu=mu), 50)
-    a, b, k0 = (plan.table[:, COLUMNS.index(name)] for name in ("A", "B", "k0"))
-    assert not plan.log_state
-    assert a + b * k0 == pytest.approx(np.ones(103), abs=1e-14)
-
-
-PUBLISHED = {
-    "mnist": ((6.165455e-4, 1, 0.995, 0), (1.438450e-4, 4, 0.995, 0)),
-    "fashion-mnist": ((5.862727e-4, 1, 0.995, 0), (1.467799e-3, 3, 0.9995, 0)),
-    "kmnist": ((2.113158e-4, 3, 0.995, 0), (2.113158e-4, 3, 1.0, 0)),
-    "cifar-10": ((1.142105e-4, 6, 0.9995, 25), (1.438450e-4, 5, 0.9995, 25)),
-}
-
-
-@pytest.mark.parametrize("data", PUBLISHED)
-def test_published_settings(data: str) -> None:
-    assert solvers.PUBLISHED.keys() == PUBLISHED.keys()
-    for solver, kind, (delta, inner, anneal, tweedie) in zip(
-        solvers.PUBLISHED[data], (DaleLangevin, SignAgnostic), PUBLISHED[data], strict=True
-    ):
-        assert type(solver) is kind
-        plan = solver.plan(model("score"), solver.default_steps)
-        noise = [anneal**i * SIGMA * math.sqrt(delta) for i in range(1000) for _ in range(inner)] + [0.0] * tweedie
-        assert plan.table[:, COLUMNS.index("S")] == pytest.approx(noise, rel=1e-12)
-        assert plan.levels[: 1000 * inner : inner] == pytest.approx(SIGMA * np.sqrt(np.arange(999, -1, -1) / 1000))
-
-
-# ---- the paper's updates ----
-
-
-def applied(
-    plan: GBMPlan, row: int, x: torch.Tensor, f: torch.Tensor, stein: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The state after a row in float64, and the noise that it saw."""
-    stream = rng.stream(3, 11)
-    out, bad = torch.empty_like(x), torch.full(x.shape[:1], -1, dtype=torch.int32)
-    table = torch.from_numpy(plan.table)
-    reference.gbm_step(x, f, table, stream, row, bad, out, None, None, stein, plan.linear, plan.log_state)
-    assert (bad == -1).all()
-    n, d = x.shape
-    return out, rng.normals(n, d, stream, rng.Kind.STEP, row, torch.float64)
-
-
-def state_and_output() -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    size, f = torch.randn(2, 50, 3, dtype=torch.float64, generator=generator)
-    return size.exp() * torch.tensor([1.0, -1.0, 1.0]), f
-
-
-DELTA, ANNEAL = 6.165455e-4, 0.97
-
-
-@pytest.mark.parametrize("row", [0, 37, 98, 99, 100])
-@pytest.mark.parametrize("mu", [None, 0.1, 0.7])
-@pytest.mark.parametrize("prediction", ["score", "hyvarinen"])
-@pytest.mark.parametrize("solver", [DaleLangevin, SignAgnostic])
-def test_rows_are_the_papers_updates(
-    solver: type[solvers.PaperSolver], prediction: str, mu: float | None, row: int
-) -> None:
-    plan = solver(DELTA, anneal=ANNEAL, tweedie=1).plan(model(prediction, mu=mu), 100)
-    x, f = state_and_output()
-    new, z = applied(plan, row, x, f, stein=prediction == "score")
-    q = x * f if prediction == "score" else f
-    mu = SIGMA**2 / 2 if mu is None else mu
-    noise = (ANNEAL**row if row < 100 else 0.0) * SIGMA * math.sqrt(DELTA) * z
-    if solver is DaleLangevin:
-        expected = x * torch.exp(DELTA * (SIGMA**2 * q - mu + 1.5 * SIGMA**2) + noise)
-    else:
-        expected = x * (1 + DELTA * (SIGMA**2 * q - mu + 2 * SIGMA**2) + noise)
-    torch.testing.assert_close(new, expected, rtol=1e-12, atol=0)
-
-
-@pytest.mark.parametrize(("sigma", "mu"), [(0.8, None), (5.0, None), (5.0, 12.5)])
-def test_papers_updates_of_a_denoiser(sigma: float, mu: float | None) -> None:
-    """Its q is (D - y) / s^2 - 1, and the drift of the paper's own process is zero whatever sigma the model has."""
-    of = model("denoiser", sigma, mu)
-    x, f = state_and_output()
-    y = x.abs().log()
-    for row in (0, 50, 98):
-        s = SIGMA * math.sqrt((99 - row) / 100)
-        total = math.hypot(s, LOG_STD)
-        q = (LOG_STD**2 / total**2 * y + s * LOG_STD / total * f - y) / s**2 - 1
-        noise = ANNEAL**row * SIGMA * math.sqrt(DELTA)
-        new, z = applied(DaleLangevin(DELTA, anneal=ANNEAL, sigma=SIGMA).plan(of, 100), row, x, f, stein=False)
-        exponent = DELTA * SIGMA**2 * (q + 1) + noise * z
-        torch.testing.assert_close(new, x * torch.exp(exponent), rtol=1e-11, atol=0)
-        new, z = applied(SignAgnostic(DELTA, anneal=ANNEAL, sigma=SIGMA).plan(of, 100), row, x, f, stein=False)
-        increment = DELTA * SIGMA**2 * (q + 1.5) + noise * z
-        torch.testing.assert_close(new, x * (1 + increment), rtol=1e-11, atol=1e-13)
-
-
-# ---- names and errors ----
-
-
-def test_resolve() -> None:
-    denoiser, score = model("denoiser"), model("score")
-    assert solvers.resolve(None, denoiser) == DPMSolverPP2M(eta=1.0)
-    assert solvers.resolve(None, score) == DaleLangevin()
-    for name, solver in LOG_SOLVERS.items():
-        assert solvers.resolve(name, denoiser) == solver
-    expected: dict[str, Solver] = {
-        "dale-langevin": DaleLangevin(), "dls": DaleLangevin(), "sign-agnostic": SignAgnostic(),
-        "ums": SignAgnostic(),
-    }  # fmt: skip
-    for name, solver in expected.items():
-        assert solvers.resolve(name, score) == solver
-    own = DaleLangevin(anneal=0.5)
-    assert solvers.resolve(own, denoiser) is own
-
-
-def test_resolve_refuses() -> None:
-    with pytest.raises(ValueError, match=r"solver must be one of euler, .*dls.*got 'rk4'"):
-        solvers.resolve("rk4", model("score"))
-    with pytest.raises(TypeError, match=r"solver must be a name or a Solver, got 3 \(int\)"):
-        solvers.resolve(3, model("score"))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("name", LOG_SOLVERS)
-def test_log_solvers_refuse_a_drift(name: str) -> None:
-    with pytest.raises(ValueError, match=r"needs mu = sigma\^2 / 2, got GBM\(sigma=0.8, mu=0.5"):
-        LOG_SOLVERS[name].plan(model("score", mu=0.5), 10)
-
-
-@pytest.mark.parametrize("prediction", ["denoiser", "hyvarinen"])
-def test_the_papers_own_mu_is_no_drift(prediction: str) -> None:
-    """0.32 and 0.8^2 / 2 differ by rounding."""
-    explicit, implied = (DPMSolverPP2M().plan(model(prediction, mu=mu), 5) for mu in (0.32, None))
-    assert np.array_equal(explicit.table, implied.table)
+from torch import Tensor
+
+from fastmsgm import rng, sample, solvers
+from fastmsgm.families import FAMILIES, solver_names
+from fastmsgm.gbm import GBM, GBMModel
+from fastmsgm.model import ScoreModel
+from fastmsgm.nets import MLP
+from fastmsgm.rotation import Rotation, RotationModel
+from fastmsgm.sampling import plan_for
+from fastmsgm.sde import VP, VPModel
+from fastmsgm.solver import Plan, Solver, karras_sigmas
+from fastmsgm.solvers import (
+    ERSDE2,
+    DaleLangevin,
+    DPMSolverPP2M,
+    Euler,
+    EulerMaruyama,
+    GeodesicEuler,
+    GeodesicHeun,
+    Heun,
+    RingSplitting,
+    RungeKuttaSolver,
+    SignAgnostic,
+    SphericalMultistep,
+    StratonovichHeun,
+    StratonovichRK4,
+    resolve,
+)
+
+
+def vectors(d: int = 3) -> Tensor:
+    return torch.rand(50, d, generator=torch.Generator().manual_seed(0)) + 1
+
+
+def gbm(prediction: str = "denoiser") -> GBMModel:
+    torch.manual_seed(0)
+    process = GBM(5.0 if prediction == "denoiser" else 0.8)
+    return GBMModel.for_data(MLP(3, 8, 1), process, vectors(), prediction=prediction).eval()
+
+
+def rotation(noise: str = "isotropic") -> RotationModel:
+    torch.manual_seed(0)
+    net = MLP(3, 8, 1, cond_dim=2)
+    return RotationModel.for_data(net, Rotation(noise=noise), vectors()).eval()
+
+
+def vp() -> VPModel:
+    torch.manual_seed(0)
+    return VPModel.for_data(MLP(3, 8, 1), VP(), vectors()).eval()
+
+
+# ---- names ----
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("build", "expected"),
     [
-        ("delta", 0.0), ("delta", -1e-3), ("delta", math.nan), ("inner", 0), ("anneal", -0.1), ("anneal", 1.01),
-        ("tweedie", -1), ("sigma", 0.0), ("sigma", -0.8),
+        (gbm, DPMSolverPP2M(eta=1.0)),
+        (lambda: gbm("score"), DaleLangevin()),
+        (lambda: gbm("hyvarinen"), DaleLangevin()),
+        (rotation, SphericalMultistep()),
+        (lambda: rotation("ring"), RingSplitting()),
+        (lambda: rotation("dense"), StratonovichRK4()),
+        (vp, StratonovichRK4()),
     ],
-)  # fmt: skip
-@pytest.mark.parametrize("kind", [DaleLangevin, SignAgnostic])
-def test_paper_solver_refuses(kind: type[solvers.PaperSolver], name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=rf"{name} must be .*got {value}"):
-        kind(**{name: value})  # type: ignore[arg-type]
+)
+def test_default_solvers(build: Callable[[], ScoreModel], expected: Solver) -> None:
+    model = build()
+    assert model.default_solver == resolve(None, model) == expected
 
 
-def test_paper_solver_refuses_what_the_model_cannot_do() -> None:
-    with pytest.raises(ValueError, match=r"sigma must be the process's own, 0.8, for a score network, got 0.5"):
-        DaleLangevin(sigma=0.5).plan(model("score"), 10)
-    with pytest.raises(ValueError, match=r"sigma must be at most the process's, 0.8, got 0.9"):
-        DaleLangevin(sigma=0.9).plan(model("denoiser"), 10)
-    for solver, steps in ((DaleLangevin(tweedie=1), 10), (SignAgnostic(), 1)):
-        with pytest.raises(ValueError, match=rf"a denoiser needs tweedie=0 and steps >= 2, got .*steps={steps}"):
-            solver.plan(model("denoiser"), steps)
+@pytest.mark.parametrize(
+    ("build", "names"),
+    [
+        (
+            gbm,
+            {
+                "euler": Euler(),
+                "heun": Heun(),
+                "dpm++2m": DPMSolverPP2M(),
+                "sde-dpm++2m": DPMSolverPP2M(eta=1.0),
+                "er-sde-2": ERSDE2(),
+                "dale-langevin": DaleLangevin(),
+                "sign-agnostic": SignAgnostic(),
+                "dls": DaleLangevin(),
+                "ums": SignAgnostic(),
+            },
+        ),
+        (
+            rotation,
+            {
+                "euler": SphericalMultistep(order=1),
+                "dpm++2m": SphericalMultistep(),
+                "sde-dpm++2m": SphericalMultistep(eta=0.3),
+                "geodesic-euler": GeodesicEuler(),
+                "geodesic-heun": GeodesicHeun(),
+                "ring-splitting": RingSplitting(),
+                "sde-ring-splitting": RingSplitting(eta=1.0),
+                "euler-maruyama": EulerMaruyama(),
+                "stratonovich-heun": StratonovichHeun(),
+                "stratonovich-rk4": StratonovichRK4(),
+            },
+        ),
+        (
+            vp,
+            {
+                "euler-maruyama": EulerMaruyama(),
+                "stratonovich-heun": StratonovichHeun(),
+                "stratonovich-rk4": StratonovichRK4(),
+            },
+        ),
+    ],
+)
+def test_every_name_gives_its_solver(
+    build: Callable[[], ScoreModel], names: dict[str, Solver]
+) -> None:
+    model = build()
+    assert {name: resolve(name, model) for name in model.solvers} == names
+
+
+def test_a_solver_is_returned_as_it_is() -> None:
+    own = DaleLangevin(anneal=0.5)
+    assert resolve(own, gbm()) is own
+
+
+def test_solver_names_are_those_of_all_families() -> None:
+    names = solver_names()
+    assert len(names) == len(set(names))
+    assert set(names) == {name for model in FAMILIES.values() for name in model.solvers}
+
+
+@pytest.mark.parametrize(
+    ("build", "names", "allowed"),
+    [
+        (
+            gbm,
+            ("rk4", "geodesic-euler", "ring-splitting", "sde-ring-splitting"),
+            "euler, .*dale-langevin.*ums",
+        ),
+        (rotation, ("heun", "dale-langevin", "dls", "er-sde-2", "x"), "euler, .*geodesic-heun.*"),
+        (vp, ("euler", "heun", "dpm++2m"), "euler-maruyama, stratonovich-heun, stratonovich-rk4"),
+    ],
+)
+def test_an_unknown_name_is_refused(
+    build: Callable[[], ScoreModel], names: tuple[str, ...], allowed: str
+) -> None:
+    model = build()
+    for name in names:
+        message = rf"solver must be one of {allowed}, got '.*' for a {model.family} model"
+        with pytest.raises(ValueError, match=message):
+            resolve(name, model)
+        with pytest.raises(ValueError, match=message):
+            sample(model, 5, solver=name)
+
+
+def test_what_is_no_solver_is_refused() -> None:
+    wrong: Any
+    for wrong in (3, Heun, ["heun"]):
+        with pytest.raises(TypeError, match="solver must be a name or a Solver, got"):
+            resolve(wrong, gbm())
+        with pytest.raises(TypeError, match="solver must be a name or a Solver, got"):
+            sample(rotation(), 5, solver=wrong)
+
+
+# ---- the time grid ----
+
+
+@pytest.mark.parametrize("rho", [1.0, 7.0])
+def test_karras_sigmas_are_evenly_spaced_in_their_root(rho: float) -> None:
+    grid = karras_sigmas(9, 0.002, 80.0, rho)
+    assert grid[[0, -2, -1]] == pytest.approx([80.0, 0.002, 0.0])
+    spacing = np.diff(grid[:-1] ** (1 / rho))
+    assert spacing == pytest.approx([spacing[0]] * 8)
+    assert spacing[0] < 0
+
+
+def test_one_step_goes_from_the_largest_noise_level_to_zero() -> None:
+    assert karras_sigmas(1, 0.002, 80.0) == pytest.approx([80.0, 0.0])
+
+
+# ---- eta ----
+
+
+ETA: dict[type[Any], list[Callable[[], ScoreModel]]] = {
+    DPMSolverPP2M: [gbm],
+    SphericalMultistep: [rotation],
+    GeodesicEuler: [rotation],
+    RingSplitting: [lambda: rotation("ring")],
+    EulerMaruyama: [lambda: rotation("ring"), lambda: rotation("dense"), vp],
+    StratonovichHeun: [rotation, lambda: rotation("ring"), vp],
+    StratonovichRK4: [lambda: rotation("dense"), vp],
+}
+CASES = [(solver, build) for solver, builds in ETA.items() for build in builds]
+
+
+def test_the_table_has_every_solver_with_eta() -> None:
+    classes = [getattr(solvers, name) for name in solvers.__all__ if name != "RungeKuttaSolver"]
+    found = {
+        c
+        for c in classes
+        if dataclasses.is_dataclass(c) and isinstance(c, type) and issubclass(c, Solver)
+        if "eta" in {field.name for field in dataclasses.fields(c)}
+    }
+    assert found == set(ETA)
+    assert issubclass(EulerMaruyama, RungeKuttaSolver)
+
+
+def after_a_step(model: ScoreModel, plan: Plan, step: int, steps: int, seed: int, n: int) -> Tensor:
+    """Return the state after one step from the prior, with the noise of a seed.
+
+    Args:
+        model: Its network returns zero, so that noise is all that moves the state at random.
+        plan: Of ``steps`` steps.
+        step: Which of them is taken.
+        steps: Of the plan.
+        seed: Of the step's noise; the prior has seed 0.
+        n: Number of samples.
+
+    Returns:
+        (n, d) log x for GBM, directions for rotations, x for VP; float64.
+    """
+    state, rows = plan.state(model, n), math.ceil(plan.nfe / steps)
+    first_nonfinite_step = torch.full((n,), -1, dtype=torch.int32)
+    state.sample_prior(rng.stream(0))
+    streams = rng.by_step(rng.stream(seed), plan.nfe)
+    for row in range(step * rows, (step + 1) * rows):
+        output = torch.zeros_like(state.model_input)
+        state.step(state.flags[row], output, streams[row], first_nonfinite_step)
+    assert bool((first_nonfinite_step == -1).all())
+    x = state.x(slice(None)).double()
+    if model.family == "GBM":
+        return torch.log(x.abs())
+    return x if model.family == "VP" else x / x.norm(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(("solver", "build"), CASES)
+def test_eta_is_the_share_of_the_noise_of_the_forward_process(
+    solver: type[Any], build: Callable[[], ScoreModel], eta: float
+) -> None:
+    """Eta = 0 is deterministic; at eta = 1 a short step has the noise of the reverse SDE.
+
+    Its variance is then that of the forward process over the step: s^2 - s'^2 in every feature of
+    log x, B - B' in every feature of VP's x, and B - B' in all for a direction.
+    """
+    steps, step, model = 400, 200, build()
+    plan = solver(eta=eta).plan(model.preconditioning, steps)
+    n = 20_000 if eta else 200
+    first, second = (after_a_step(model, plan, step, steps, seed, n) for seed in (1, 2))
+    if eta == 0:
+        assert torch.equal(first, second)
+        return
+    rows = math.ceil(plan.nfe / steps)
+    before, after = plan.noise_levels[[step * rows, (step + 1) * rows]]
+    forward = 3 * (before**2 - after**2) if model.family == "GBM" else before - after
+    if model.family == "VP":
+        forward *= 3
+    variance = float((first - second).square().sum(1).mean()) / 2
+    assert variance == pytest.approx(eta * forward, rel=0.05)
+
+
+@pytest.mark.parametrize(("solver", "build"), CASES)
+def test_samples_of_eta_zero_depend_on_the_prior_alone(
+    solver: type[Any], build: Callable[[], ScoreModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With another seed for the steps the samples of the ODE stay; those of the SDE change."""
+    model = build()
+    options: dict[str, Any] = {"steps": 5, "batch_size": 8, "progress": False}
+    plain = {eta: sample(model, 8, solver=solver(eta=eta), **options) for eta in (0.0, 1.0)}
+    by_step = rng.by_step
+
+    def other_seed(stream: Tensor, steps: int) -> Tensor:
+        return by_step(stream + torch.tensor([1, 0, 0]), steps)
+
+    monkeypatch.setattr(rng, "by_step", other_seed)
+    other = {eta: sample(model, 8, solver=solver(eta=eta), **options) for eta in (0.0, 1.0)}
+    assert torch.equal(plain[0.0], other[0.0])
+    assert not torch.isclose(plain[1.0], other[1.0], rtol=1e-4).all(1).any()
+
+
+@pytest.mark.parametrize("eta", [-0.1, math.nan, math.inf, "1", True, None])
+@pytest.mark.parametrize("solver", ETA)
+def test_eta_out_of_range_is_refused(solver: type[Any], eta: object) -> None:
+    with pytest.raises(ValueError, match=rf"eta must be .* \(0 the ODE, 1 the SDE\), got {eta!r}"):
+        solver(eta=eta)
+
+
+@pytest.mark.parametrize("solver", [s for s in ETA if s is not DPMSolverPP2M])
+def test_eta_above_one_is_refused(solver: type[Any]) -> None:
+    with pytest.raises(ValueError, match=r"eta must be in \[0, 1\] \(0 the .*, got 1\.5"):
+        solver(eta=1.5)
+
+
+# ---- other families ----
+
+
+@pytest.mark.parametrize("solver", [DPMSolverPP2M(), Heun(), DaleLangevin(), SignAgnostic()])
+def test_a_gbm_solver_refuses_other_families(solver: Solver) -> None:
+    message = rf"solver {type(solver).__name__}\(.* is for geometric Brownian motion, got a "
+    with pytest.raises(TypeError, match=message + "RotationPreconditioning"):
+        sample(rotation(), 5, solver=solver)
+    with pytest.raises(TypeError, match=message + "VPPreconditioning"):
+        sample(vp(), 5, solver=solver)
+
+
+@pytest.mark.parametrize(
+    "solver", [SphericalMultistep(), GeodesicEuler(), GeodesicHeun(), RingSplitting()]
+)
+def test_a_rotation_solver_refuses_other_families(solver: Solver) -> None:
+    message = rf"solver {type(solver).__name__}\(.* is for rotations, got a "
+    with pytest.raises(TypeError, match=message + "GBMPreconditioning"):
+        sample(gbm(), 5, solver=solver)
+    with pytest.raises(TypeError, match=message + "VPPreconditioning"):
+        sample(vp(), 5, solver=solver)
+
+
+@pytest.mark.parametrize("solver", [EulerMaruyama(), StratonovichHeun(), StratonovichRK4()])
+def test_a_runge_kutta_solver_refuses_gbm(solver: Solver) -> None:
+    message = rf"solver {type(solver).__name__}\(.* is for rotations and VP, got a GBMPrecond"
+    with pytest.raises(TypeError, match=message):
+        sample(gbm(), 5, solver=solver)
+
+
+@pytest.mark.parametrize("solver", [SphericalMultistep(), GeodesicEuler(), GeodesicHeun()])
+@pytest.mark.parametrize("noise", ["ring", "dense"])
+def test_a_spherical_solver_refuses_other_noise(solver: Solver, noise: str) -> None:
+    message = rf"solver {type(solver).__name__}\(.* needs isotropic noise, got .*{noise}"
+    with pytest.raises(ValueError, match=message):
+        sample(rotation(noise), 5, solver=solver)
+
+
+def test_plan_for_gives_the_plan_that_sample_follows() -> None:
+    model = gbm()
+    plan = plan_for(model)
+    assert plan.nfe == len(plan.noise_levels) == 18
+    assert plan_for(model, "heun", 5).nfe == 9
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        plan_for(model, steps=0)
+    with pytest.raises(TypeError, match=r"steps must be an int, got 2\.5 \(float\)"):
+        plan_for(model, steps=2.5)  # type: ignore[arg-type]

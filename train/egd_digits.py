@@ -1,9 +1,11 @@
-"""Exponentiated gradient, SGD and Adam on scikit-learn's digits: accuracy, and the law of the trained hidden weights.
+"""Exponentiated gradient, SGD and Adam on scikit-learn's digits: accuracy and weight distribution.
 
-python -m fastmsgm.recipes.egd_digits --out docs/images/egd.png        (needs the extras experiments and images)
+    python -m fastmsgm.recipes.egd_digits --out docs/images/egd.png
 
-One perceptron, split, budget and seeds for all, from two laws of initial weights: uniform (PyTorch's own), and one size
-with random signs, so that any law of log|w| in the end is the training's work. Validation chooses the learning rates.
+Needs the extras ``experiments`` and ``images``. All runs have the same perceptron, split, budget
+and seeds. The hidden weights start from one of two distributions: uniform (PyTorch's default), or
+one size with random signs. From the second start, the final distribution of log|w| comes from
+training alone. The learning rates are chosen by validation accuracy.
 """
 
 from __future__ import annotations
@@ -14,46 +16,67 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn, optim
 
-from fastmsgm import quantiles
+from fastmsgm.evaluation import normality
 from fastmsgm.optim import ExponentiatedGradient as EGD
 
 SEEDS, EPOCHS, BATCH = 5, 40, 8
-RATES = {EGD: (0.03, 0.1, 0.3, 1), optim.SGD: (0.01, 0.03, 0.1, 0.3), optim.Adam: (0.0003, 0.001, 0.003, 0.01)}
+STARTS = ("uniform", "one size")
+RATES = {
+    EGD: (0.03, 0.1, 0.3, 1),
+    optim.SGD: (0.01, 0.03, 0.1, 0.3),
+    optim.Adam: (0.0003, 0.001, 0.003, 0.01),
+}
 
 
-def train(law: str, kind: type, lr: float, seed: int) -> tuple[float, float, Tensor, Tensor]:
-    """Accuracies in validation and test, and log|w| of the hidden weights before and after."""
+def train(start: str, optimizer: type, lr: float, seed: int) -> tuple[float, float, Tensor, Tensor]:
+    """Train a perceptron.
+
+    Args:
+        start: The distribution of the initial weights, one of ``STARTS``.
+        optimizer: A key of ``RATES``.
+        lr: Its learning rate.
+        seed: Of weights, batches and dropout.
+
+    Returns:
+        Validation and test accuracy, and log|w| of the hidden weights before and after training.
+    """
     images, labels = (torch.as_tensor(array) for array in load_digits(return_X_y=True))
-    split = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).split([1077, 360, 360])
-    (x, y), *held_out = [(images[rows].float() / 16, labels[rows]) for rows in split]
+    split = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).split(
+        [1077, 360, 360]
+    )
+    (x, y), *held_out = [(images[part].float() / 16, labels[part]) for part in split]
     torch.manual_seed(seed)
     first, hidden, last = layers = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 10)
-    for layer in layers if law == "one size" else ():
+    for layer in layers if start == "one size" else ():
         layer.weight.data = layer.weight.data.sign() / 8
     before = hidden.weight.detach().abs().log().flatten()
     net = nn.Sequential(first, nn.Tanh(), nn.Dropout(0.2), hidden, nn.Tanh(), nn.Dropout(0.2), last)
-    optimizer = kind(net.parameters(), lr=lr)
-    for batch in (rows for _ in range(EPOCHS) for rows in torch.randperm(len(x)).split(BATCH)):
-        optimizer.zero_grad()
+    stepper = optimizer(net.parameters(), lr=lr)
+    for batch in (part for _ in range(EPOCHS) for part in torch.randperm(len(x)).split(BATCH)):
+        stepper.zero_grad()
         nn.functional.cross_entropy(net(x[batch]), y[batch]).backward()
-        optimizer.step()
+        stepper.step()
     validation, test = (float((net.eval()(x).argmax(1) == y).float().mean()) for x, y in held_out)
     return validation, test, before, hidden.weight.detach().abs().log().flatten()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", default="docs/images/egd.png", help="the picture")
+    """Train all runs, print accuracies and Anderson-Darling statistics, and plot the quantiles."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--out", default="docs/images/egd.png", help="path of the plot")
     panels, out = {}, parser.parse_args().out
-    for law, kind in ((law, kind) for law in ("uniform", "one size") for kind in RATES):
-        runs = {lr: [train(law, kind, lr, seed) for seed in range(SEEDS)] for lr in RATES[kind]}
+    for start, optimizer in ((start, optimizer) for start in STARTS for optimizer in RATES):
+        rates = RATES[optimizer]
+        runs = {lr: [train(start, optimizer, lr, seed) for seed in range(SEEDS)] for lr in rates}
         validation = {lr: round(sum(run[0] for run in runs[lr]) / SEEDS, 4) for lr in runs}
-        print(f"{kind.__name__} from {law}: validation {validation}")
-        chosen = runs[max(runs, key=lambda lr: validation[lr])]
-        for _, test, *laws in chosen:
-            print(f"    test {test:.4f}, Anderson-Darling", *(f"{quantiles.anderson_darling(x):.2f}" for x in laws))
-        panels[f"{kind.__name__} from {law}"] = [after for *_, after in chosen]
-    quantiles.plot(panels, out, columns=3)
+        name = f"{optimizer.__name__} from {start}"
+        print(f"{name}: validation {validation}")
+        best = runs[max(runs, key=lambda lr: validation[lr])]
+        for _, test, *logs in best:
+            statistics = (f"{normality.anderson_darling(x):.2f}" for x in logs)
+            print(f"    test {test:.4f}, Anderson-Darling", *statistics)
+        panels[name] = [after for *_, after in best]
+    normality.plot(panels, out, columns=3)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""Which backend runs: the only dispatch by device.
+"""Operator dispatch: which backend runs an operation.
 
-``FASTMSGM_BACKEND=reference|cpu|triton`` names a backend, which then works or raises; without it a CUDA tensor goes to
-the Triton kernels, a CPU tensor to the numba kernels, anything else (or where they fail to import) to ``reference``.
+``FASTMSGM_BACKEND=reference|cpu|triton`` selects a backend, which then works or raises. Without it,
+CUDA tensors go to the Triton kernels, CPU tensors to the numba kernels, and all others to
+``reference``. If a backend lacks a family, or its kernels cannot be imported, ``reference`` runs
+instead, with one warning.
 """
 
 from __future__ import annotations
@@ -15,33 +17,85 @@ from types import ModuleType
 from torch import Tensor
 
 _log = logging.getLogger("fastmsgm")
-_PACKAGES = {"reference": "fastmsgm.reference", "cpu": "fastmsgm.kernels.cpu", "triton": "fastmsgm.kernels"}
+_PACKAGES = {
+    "reference": "fastmsgm.reference",
+    "cpu": "fastmsgm.kernels.cpu",
+    "triton": "fastmsgm.kernels",
+}
 
 
-def backend(device_type: str) -> str:
-    """The name of the backend that runs on a device type ("cpu", "cuda", ...)."""
+def backend(device_type: str, family: str = "gbm") -> str:
+    """Return the name of the backend that runs on a device type ("cpu", "cuda", ...).
+
+    Args:
+        device_type: ``tensor.device.type``.
+        family: The operation's module: "gbm", "rotation", "ring" or "optim".
+
+    Raises:
+        ValueError: ``FASTMSGM_BACKEND`` names no backend.
+    """
     named = os.environ.get("FASTMSGM_BACKEND")
     if named:
         if named not in _PACKAGES:
-            raise ValueError(f"FASTMSGM_BACKEND must be one of {', '.join(_PACKAGES)}, got {named!r}")
+            raise ValueError(
+                f"FASTMSGM_BACKEND must be one of {', '.join(_PACKAGES)}, got {named!r}"
+            )
         return named
     automatic = {"cpu": "cpu", "cuda": "triton"}.get(device_type, "reference")
-    return automatic if _import_error(automatic) is None else "reference"
-
-
-@functools.cache
-def _import_error(name: str) -> Exception | None:
-    try:
-        _module(name, "gbm")
-    except (ImportError, RuntimeError) as error:  # RuntimeError: numba finds no folder that it may cache in
-        _log.warning("the %s kernels cannot be used (%s): the plain reference runs instead, slower", name, error)
-        return error
-    return None
+    return automatic if _works(automatic, family) else "reference"
 
 
 def kernels(tensor: Tensor, family: str) -> ModuleType:
-    """The module of an operation's family ("gbm", "rotation", "ring", "optim") in the backend of a tensor's device."""
-    return _module(backend(tensor.device.type), family)
+    """Return the module of a family's operations in the backend of a tensor's device.
+
+    Args:
+        tensor: On the device of the work.
+        family: The operation's module: "gbm", "rotation", "ring" or "optim".
+
+    Raises:
+        ImportError: ``FASTMSGM_BACKEND`` names a backend that cannot be imported.
+    """
+    name = backend(tensor.device.type, family)
+    try:
+        return _module(name, family)
+    except (ImportError, RuntimeError) as error:  # RuntimeError: numba finds no cache folder
+        raise ImportError(
+            f"the {name} backend, which FASTMSGM_BACKEND names, has no usable kernels for {family} "
+            f"({error}): unset FASTMSGM_BACKEND, or name another of {', '.join(_PACKAGES)}"
+        ) from error
+
+
+@functools.cache
+def _works(name: str, family: str) -> bool:
+    """Return whether a backend has usable kernels for a family; log one warning if not."""
+    try:
+        _module(name, family)
+    except ModuleNotFoundError as error:
+        if error.name == f"{_PACKAGES[name]}.{family}":
+            _log.warning(
+                "the %s backend has no kernels for %s: the plain reference runs instead, slower",
+                name,
+                family,
+            )
+            return False
+        return _unusable(name, error)
+    except (ImportError, RuntimeError) as error:  # RuntimeError: numba has no cache folder
+        return _unusable(name, error)
+    return True
+
+
+def _unusable(name: str, error: Exception) -> bool:
+    _warn_once(name, str(error))
+    return False
+
+
+@functools.cache
+def _warn_once(name: str, reason: str) -> None:
+    _log.warning(
+        "the %s kernels cannot be used (%s): the plain reference runs instead, slower",
+        name,
+        reason,
+    )
 
 
 def _module(name: str, family: str) -> ModuleType:

@@ -7,73 +7,178 @@ from torch import Tensor
 
 from fastmsgm.ops.checks import (
     OUTPUT_DTYPES,
-    check_directions,
     check_dtype,
     check_like,
+    check_state,
     check_step,
     check_stream,
-    rows,
-    step_rows,
-)  # fmt: skip
+    flat,
+    flat_arrays,
+)
 from fastmsgm.ops.dispatch import kernels
 from fastmsgm.reference import ROTATION_COLUMNS
 
 
-@torch.library.custom_op("fastmsgm::rotation_perturb_", mutates_args=("u_t", "net_in", "target"))
+@torch.library.custom_op(
+    "fastmsgm::rotation_perturb_", mutates_args=("u_t", "model_input", "target")
+)
 def rotation_perturb_(
-    u0: Tensor, coefficients: Tensor, table: Tensor, stream: Tensor, step: int,
-    u_t: Tensor | None, net_in: Tensor | None, target: Tensor | None,
-) -> None:  # fmt: skip
-    """Noise directions once by the heat kernel of the sphere: u_t, the network's input c_in u_t, and the target of
-    denoising score matching, each where given (``reference.rotation_perturb``).
+    u0: Tensor,
+    coefficients: Tensor,
+    table: Tensor,
+    stream: Tensor,
+    step: int,
+    u_t: Tensor | None,
+    model_input: Tensor | None,
+    target: Tensor | None,
+) -> None:
+    """Perturb directions by the heat kernel of the sphere, as ``reference.rotation_perturb``.
 
     Args:
-        u0: (n, ...) float32, at least two features; divided by its norm.
-        coefficients: (n, 4) float32: fractional row of the table, spread, target's scale, c_in of each sample.
-        table: (2, NB, NZ) float32: V and g.
-        stream, step: the noise's address (``fastmsgm.rng``).
-        u_t, target: like u0.    net_in: like u0, in the network's dtype.
+        u0: (n, ...) float32 with at least two features; divided by its norms first.
+        coefficients: (n, 4) float32, fractional row of the table, spread, scale of the target and
+            c_in of each sample.
+        table: (2, NB, NZ) float32, V and g.
+        stream: (3,) int64, the noise stream (``rng.stream``).
+        step: The step, counted from the stream's first.
+        u_t: Like u0, or None; receives the perturbed directions.
+        model_input: Like u0 in the network's dtype, or None; receives c_in u_t.
+        target: Like u0, or None; receives the target of denoising score matching.
+
+    Raises:
+        TypeError: The dtype of an array is wrong.
+        ValueError: Another property of an argument is wrong.
     """
-    check_directions("u0", u0)
+    check_state("u0", u0, least_features=2)
     if coefficients.shape != (u0.shape[0], 4):
-        raise ValueError(f"coefficients must have shape ({u0.shape[0]}, 4), got {tuple(coefficients.shape)}")
+        raise ValueError(
+            f"coefficients must have shape ({u0.shape[0]}, 4), got {tuple(coefficients.shape)}"
+        )
     check_dtype("coefficients", coefficients)
     _check_angles("table", table, (2, "NB", "NZ"), u0)
     check_stream(stream, u0)
     for name, tensor in (("u_t", u_t), ("target", target)):
         check_like(name, tensor, "u0", u0)
-    check_like("net_in", net_in, "u0", u0, OUTPUT_DTYPES)
-    outputs = (None if t is None else rows(t) for t in (u_t, net_in, target))
-    kernels(u0, "rotation").rotation_perturb(rows(u0), coefficients.contiguous(), table, stream, step, *outputs)
+    check_like("model_input", model_input, "u0", u0, OUTPUT_DTYPES)
+    outputs = (None if t is None else flat(t) for t in (u_t, model_input, target))
+    kernels(u0, "rotation").rotation_perturb(
+        flat(u0), coefficients.contiguous(), table, stream, step, *outputs
+    )
 
 
-@torch.library.custom_op("fastmsgm::rotation_step_", mutates_args=("u", "bad", "history", "net_in"))
+@torch.library.custom_op(
+    "fastmsgm::rotation_step_",
+    mutates_args=("u", "first_nonfinite_step", "prev_denoised", "model_input"),
+)
 def rotation_step_(
-    u: Tensor, f: Tensor, table: Tensor, angles: Tensor | None, stream: Tensor, step: int, bad: Tensor,
-    history: Tensor | None, net_in: Tensor | None, geodesic: bool,
-) -> None:  # fmt: skip
-    """One reverse step of a rotation, in place; the arguments are those of ``reference.rotation_step``."""
-    _step(u, f, table, angles, stream, step, bad, u, history, net_in, geodesic)
+    u: Tensor,
+    model_output: Tensor,
+    table: Tensor,
+    angles: Tensor | None,
+    stream: Tensor,
+    step: int,
+    first_nonfinite_step: Tensor,
+    prev_denoised: Tensor | None,
+    model_input: Tensor | None,
+    geodesic: bool,
+) -> None:
+    """Take one reverse step of isotropic rotation, in place.
+
+    Arguments as of ``reference.rotation_step``, with arrays of shape (n, ...) and u as ``out``.
+
+    Raises:
+        TypeError: The dtype of an array is wrong.
+        ValueError: Another property of an argument is wrong.
+    """
+    _step(
+        u,
+        model_output,
+        table,
+        angles,
+        stream,
+        step,
+        first_nonfinite_step,
+        u,
+        prev_denoised,
+        model_input,
+        geodesic,
+    )
 
 
-@torch.library.custom_op("fastmsgm::rotation_step", mutates_args=("bad", "history", "net_in"))
+@torch.library.custom_op(
+    "fastmsgm::rotation_step", mutates_args=("first_nonfinite_step", "prev_denoised", "model_input")
+)
 def rotation_step(
-    u: Tensor, f: Tensor, table: Tensor, angles: Tensor | None, stream: Tensor, step: int, bad: Tensor,
-    history: Tensor | None, net_in: Tensor | None, geodesic: bool,
-) -> Tensor:  # fmt: skip
-    """``rotation_step_`` out of place: u stays as it is and the new directions are returned."""
+    u: Tensor,
+    model_output: Tensor,
+    table: Tensor,
+    angles: Tensor | None,
+    stream: Tensor,
+    step: int,
+    first_nonfinite_step: Tensor,
+    prev_denoised: Tensor | None,
+    model_input: Tensor | None,
+    geodesic: bool,
+) -> Tensor:
+    """``rotation_step_`` out of place: return the new directions and leave u unchanged."""
     out = torch.empty_like(u)
-    _step(u, f, table, angles, stream, step, bad, out, history, net_in, geodesic)
+    _step(
+        u,
+        model_output,
+        table,
+        angles,
+        stream,
+        step,
+        first_nonfinite_step,
+        out,
+        prev_denoised,
+        model_input,
+        geodesic,
+    )
     return out
 
 
 def _step(
-    u: Tensor, f: Tensor, table: Tensor, angles: Tensor | None, stream: Tensor, step: int, bad: Tensor, out: Tensor,
-    history: Tensor | None, net_in: Tensor | None, geodesic: bool,
-) -> None:  # fmt: skip
-    _check(u, f, table, angles, stream, step, bad, history, net_in, geodesic)
-    u, f, history, net_in = step_rows(u, f, history, net_in)
-    kernels(u, "rotation").rotation_step(u, f, table, angles, stream, step, bad, rows(out), history, net_in, geodesic)
+    u: Tensor,
+    model_output: Tensor,
+    table: Tensor,
+    angles: Tensor | None,
+    stream: Tensor,
+    step: int,
+    first_nonfinite_step: Tensor,
+    out: Tensor,
+    prev_denoised: Tensor | None,
+    model_input: Tensor | None,
+    geodesic: bool,
+) -> None:
+    _check(
+        u,
+        model_output,
+        table,
+        angles,
+        stream,
+        step,
+        first_nonfinite_step,
+        prev_denoised,
+        model_input,
+        geodesic,
+    )
+    u, model_output, prev_denoised, model_input = flat_arrays(
+        u, model_output, prev_denoised, model_input
+    )
+    kernels(u, "rotation").rotation_step(
+        u,
+        model_output,
+        table,
+        angles,
+        stream,
+        step,
+        first_nonfinite_step,
+        flat(out),
+        prev_denoised,
+        model_input,
+        geodesic,
+    )
 
 
 for _op in (rotation_perturb_, rotation_step_):
@@ -82,26 +187,64 @@ rotation_step.register_fake(lambda u, *_, **__: torch.empty_like(u))
 
 
 def _check(
-    u: Tensor, f: Tensor, table: Tensor, angles: Tensor | None, stream: Tensor, step: int, bad: Tensor,
-    history: Tensor | None, net_in: Tensor | None, geodesic: bool,
-) -> None:  # fmt: skip
-    check_directions("u", u)
-    check_step("u", u, f, table, ROTATION_COLUMNS, stream, step, bad, history, net_in)
+    u: Tensor,
+    model_output: Tensor,
+    table: Tensor,
+    angles: Tensor | None,
+    stream: Tensor,
+    step: int,
+    first_nonfinite_step: Tensor,
+    prev_denoised: Tensor | None,
+    model_input: Tensor | None,
+    geodesic: bool,
+) -> None:
+    check_state("u", u, least_features=2)
+    check_step(
+        "u",
+        u,
+        model_output,
+        table,
+        ROTATION_COLUMNS,
+        stream,
+        step,
+        first_nonfinite_step,
+        ("prev_denoised", prev_denoised),
+        model_input,
+    )
     if angles is not None:
         _check_angles("angles", angles, (table.shape[0], "NZ"), u)
         if geodesic:
-            raise ValueError("angles are for heat-kernel noise, which a geodesic step has none of: give angles=None")
+            raise ValueError(
+                "angles are for heat-kernel noise, which a geodesic step does not use: give "
+                "angles=None"
+            )
 
 
 def _check_angles(name: str, table: Tensor, shape: tuple[int | str, ...], u: Tensor) -> None:
-    """A table over the angle's normal, its sizes given or named; a named one is at least 2."""
+    """Check a table over the angle's normal.
+
+    Args:
+        name: Name of the table, for errors.
+        table: float32.
+        shape: Sizes of its axes; a name stands for any size of at least 2.
+        u: The directions, for their device.
+
+    Raises:
+        ValueError: The table is of another shape, dtype or device, or not contiguous.
+    """
     fits = len(table.shape) == len(shape) and all(
         size >= 2 if isinstance(wanted, str) else size == wanted
         for size, wanted in zip(table.shape, shape, strict=True)
     )
-    if not fits or table.dtype != torch.float32 or not table.is_contiguous() or table.device != u.device:
+    if (
+        not fits
+        or table.dtype != torch.float32
+        or not table.is_contiguous()
+        or table.device != u.device
+    ):
         sizes = ", ".join(map(str, shape))
         raise ValueError(
-            f"{name} must be float32 of shape ({sizes}), contiguous on {u.device}, with at least 2 nodes an axis, got "
-            f"{table.dtype} {tuple(table.shape)} with strides {table.stride()} on {table.device}"
+            f"{name} must be float32 of shape ({sizes}), contiguous on {u.device}, with at least 2 "
+            f"nodes an axis, got {table.dtype} {tuple(table.shape)} with strides {table.stride()} "
+            f"on {table.device}"
         )

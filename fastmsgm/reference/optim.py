@@ -1,10 +1,10 @@
-"""Exponentiated gradient: ``egd_step``, the optimizer's twin of a step of geometric Brownian motion.
+"""Exponentiated gradient: ``egd_step``, the counterpart of a step of geometric Brownian motion.
 
     w' = w exp(-lr sign(w) g)
 
-A weight keeps its sign (Dale's law), and one that is zero stays zero. Nothing else may happen to it in float32 either:
-the exponent is held within -80 .. 80, so that the factor is a normal number, and where |w'| would leave the normal
-numbers it becomes the nearest of them. So at a positive, finite lr no gradient but NaN makes a NaN.
+A weight keeps its sign (Dale's law), and a zero weight stays zero. To ensure this in float32, the
+exponent is clamped to -80 .. 80, so that the factor is a normal number, and |w'| is clamped to the
+normal numbers. So with a positive, finite lr only a NaN gradient results in NaN.
 """
 
 from __future__ import annotations
@@ -12,19 +12,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .gbm import HUGE, TINY, is_normal
+from fastmsgm.constants import HUGE, LARGEST_EXPONENT, TINY
 
-_LARGEST = 80.0  # exponent; in powers of 2, as the kernels have it, a float32 but for 3e-7
+from .normal_numbers import is_normal
 
 
 def egd_step(w: Tensor, g: Tensor, lr: Tensor) -> None:
-    """One step of the exponentiated gradient, in place.
+    """Take one step of the exponentiated gradient, in place.
 
     Args:
-        w: (n,) the weights. One that is no normal float32 number (zero, subnormal, infinite, NaN) stays as it is.
-        g: (n,) the loss's gradient.
-        lr: float32 of one element, the learning rate, finite.
+        w: (n,) the weights. A weight that is not a normal float32 number (zero, subnormal,
+            infinite, NaN) does not change.
+        g: (n,) the gradient of the loss.
+        lr: The learning rate, float32 of one element, finite.
     """
-    exponent = (-lr.to(w.dtype) * torch.sign(w) * g).clamp(-_LARGEST, _LARGEST)
+    exponent = (-lr.to(w.dtype) * torch.sign(w) * g).clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT)
     size = (w.abs() * torch.exp(exponent)).clamp(TINY, HUGE)
     w.copy_(torch.where(is_normal(w), torch.copysign(size, w), w))

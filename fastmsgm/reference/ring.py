@@ -1,18 +1,22 @@
-"""Ring: ``ring_step``, Givens rotations of neighbouring features around a ring, on rows of any norm, which they keep.
+"""Ring: ``ring_step``, Givens rotations of neighbouring features around a ring.
 
-A rotation of pair k by a half turns turns the features k and k + 1 (mod d),
+A rotation of pair k by a half turns changes the features k and k + 1 (mod d),
 
-    x_k' = cos(pi a) x_k + sin(pi a) x_{k+1},    x_{k+1}' = cos(pi a) x_{k+1} - sin(pi a) x_k,
+    x_k' = cos(pi a) x_k + sin(pi a) x_{k+1},    x_{k+1}' = cos(pi a) x_{k+1} - sin(pi a) x_k.
 
-and pairs without a common feature form a group that turns at once: even pairs, odd pairs (the one around the end among
-them where d is even), and for odd d the pair around the end alone. With f the network's raw output, xi normals, and
+It keeps the norm of a sample, which may be any. Pairs without a common feature form a group and
+rotate at once: the even pairs; the odd pairs, which for even d include the pair around the end; and
+for odd d the pair around the end alone. With the network's raw output f, normals xi, and
 
-    phi_k = drift (x_{k+1} f_k - x_k f_{k+1}),    all at the state that came in,
+    phi_k = drift (x_{k+1} f_k - x_k f_{k+1}),    evaluated at the incoming state,
 
-a step without noise turns the last group by phi and the others by phi / 2 before and, in reverse, after it (Strang). A
-step with noise turns all groups by phi and then, in reverse, by noise xi, either from the first group on or, by a coin,
-from the last one on: the mean over the coin is the flow followed by the noise up to terms of third order in a step's
-length, and the group where both meet turns once.
+a step without noise rotates the last group by phi, and the others by phi / 2 before it and, in
+reverse order, after it (Strang splitting).
+
+A step with noise rotates all groups by phi and then, in reverse order, by noise xi. A coin decides
+whether it starts with the first or with the last group. The group at which the order reverses
+rotates once, by the sum of both angles. The mean over the coin is the flow followed by the noise,
+up to terms of third order in the length of a step.
 """
 
 from __future__ import annotations
@@ -23,63 +27,85 @@ import torch
 from torch import Tensor
 
 from fastmsgm import rng
+from fastmsgm.constants import LARGEST_ANGLE
 
-from .gbm import is_normal
+from .normal_numbers import is_normal
 
-RING_COLUMNS = ("drift", "noise", "c_in")  # of a table, in order
-LARGEST = 8192.0  # half turns: no larger phi is taken, and no noise beyond an eighth of it, whose normals stay below 7
+# The columns of a coefficient table, in this order.
+RING_COLUMNS = ("drift", "noise", "c_in")
 
 
 def ring_step(
-    x: Tensor, f: Tensor, table: Tensor, stream: Tensor, step: int, bad: Tensor, out: Tensor,
-    history: Tensor | None, net_in: Tensor | None, restart: bool, noisy: bool,
-) -> None:  # fmt: skip
-    """One reverse step from ``x`` (or ``history``) to ``out`` (which may be x) with row ``step`` of ``table`` (T, 3).
+    x: Tensor,
+    model_output: Tensor,
+    table: Tensor,
+    stream: Tensor,
+    step: int,
+    first_nonfinite_step: Tensor,
+    out: Tensor,
+    step_start: Tensor | None,
+    model_input: Tensor | None,
+    restart: bool,
+    noisy: bool,
+) -> None:
+    """Take one reverse step from ``x``, or from ``step_start``.
 
     Args:
-        x, out: (n, d) states before and after. ``out`` is scaled to the norm of the row that it started from, as
-            measured at entry and rounded to 20 bits of its square: a row moves once to a norm that 20 bits hold, by
-            5e-7 of it at most, and every later step finds that norm again, so that no drift builds up.
-        f: (n, d) the network's raw output at x, float32, bfloat16 or float16.
-        bad: (n,) int32, -1 before; receives the first step at which the sample was lost: something that came in was
-            not finite, the square of the norm was no normal number (as of a zero row), a phi was beyond 8192 half
-            turns, or noise beyond 1024. A lost row is NaN in out, history and net_in.
-        history: (n, d) or None; without ``restart`` it receives x.
-        net_in: (n, d) or None; receives c_in x', the network's next input, in its own dtype.
-        restart: turn ``history`` instead of x, by the angles of x. Half the drift and no noise without restart, then
-            all of it with restart, is the midpoint rule.
-        noisy: with noise, of ``Kind.STEP``. The last group turns first where a sample's second word is odd, a bit that
-            normals are all but blind to. A pair's normal is that of its own number, but where the last group turns
-            first and d is even that of the number before.
+        x: (n, d) the state before.
+        model_output: (n, d) the network's raw output at x, float32, bfloat16 or float16.
+        table: (T, 3) float32, the coefficients of each step (``RING_COLUMNS``).
+        stream: (3,) int64, the noise stream (``rng.stream``).
+        step: The row of the table, counted from the stream's first step.
+        first_nonfinite_step: (n,) int32, -1 before the first step; receives the first step at which
+            the sample was non-finite: an input was not finite, the squared norm was not a normal
+            number (such as 0), an angle phi was beyond 8192 half turns, or the noise coefficient
+            beyond 1024. A non-finite sample is NaN in out, step_start and model_input.
+        out: (n, d) the state after; may be x. Each sample is scaled to its norm at entry, the
+            square of which is rounded to 20 bits. So the first step changes the norm by 5e-7 of it
+            at most. Later steps find the rounded norm again, and no drift builds up.
+        step_start: (n, d) or None; without ``restart`` it receives x.
+        model_input: (n, d) or None, in the network's dtype; receives the network's next input,
+            c_in x'.
+        restart: Rotate ``step_start`` instead of x, by the angles of x. A step with half the drift
+            and no noise, followed by a full step with restart, is the midpoint rule.
+        noisy: Add noise, of ``Purpose.STEP``. The last group rotates first where the second word of
+            a sample is odd; the normals hardly depend on this bit. Pair k uses the normal k, or the
+            normal k - 1 (mod d) where the last group rotates first and d is even.
     """
     drift, noise, c_in = rng.row_of(table, stream, step).to(x.dtype).unbind(0)
     n, d = x.shape
-    f = f.to(x.dtype)
-    phi = _taken(drift * (x.roll(-1, 1) * f - x * f.roll(-1, 1)), LARGEST)
-    base = history if restart and history is not None else x
+    f = model_output.to(x.dtype)
+    phi = _within(drift * (x.roll(-1, 1) * f - x * f.roll(-1, 1)), LARGEST_ANGLE)
+    base = step_start if restart and step_start is not None else x
     square = (base * base).sum(1, keepdim=True)
     groups = _groups(d)
     if noisy:
-        xi = _taken(noise, LARGEST / 8) * rng.normals(n, d, stream, rng.Kind.STEP, step, x.dtype)
-        odd = rng.words(n, 1, stream, rng.Kind.STEP, step)[:, :1, 1] % 2 == 1
+        xi = _within(noise, LARGEST_ANGLE / 8) * rng.normals(
+            n, d, stream, rng.Purpose.STEP, step, x.dtype
+        )
+        odd = rng.words(n, 1, stream, rng.Purpose.STEP, step)[:, :1, 1] % 2 == 1
         in_order = _flow_and_noise(base, phi, xi, groups)
         reverse = _flow_and_noise(base, phi, xi if d % 2 else xi.roll(1, 1), groups[::-1])
         new = torch.where(odd, reverse, in_order)
     else:
         new = _strang(base, phi, groups)
-    turned = (new * new).sum(1, keepdim=True)
-    new = new * (_to_20_bits(square) / turned).sqrt()
-    lost = ~(is_normal(square) & is_normal(turned))
-    new = torch.where(lost, torch.nan, new)
-    bad.copy_(torch.where(lost[:, 0] & (bad < 0), step + stream[2], bad))
-    if history is not None:
-        history.copy_(torch.where(lost, torch.nan, base))
-    if net_in is not None:
-        net_in.copy_(c_in * new)
+    rotated = (new * new).sum(1, keepdim=True)
+    new = new * (_to_20_bits(square) / rotated).sqrt()
+    nonfinite = ~(is_normal(square) & is_normal(rotated))
+    new = torch.where(nonfinite, torch.nan, new)
+    first_nonfinite_step.copy_(
+        torch.where(
+            nonfinite[:, 0] & (first_nonfinite_step < 0), step + stream[2], first_nonfinite_step
+        )
+    )
+    if step_start is not None:
+        step_start.copy_(torch.where(nonfinite, torch.nan, base))
+    if model_input is not None:
+        model_input.copy_(c_in * new)
     out.copy_(new)
 
 
-def _taken(angle: Tensor, largest: float) -> Tensor:
+def _within(angle: Tensor, largest: float) -> Tensor:
     return torch.where(angle.abs() <= largest, angle, torch.nan)
 
 
@@ -91,28 +117,28 @@ def _groups(d: int) -> list[range]:
 def _strang(x: Tensor, phi: Tensor, groups: list[range]) -> Tensor:
     *outer, middle = groups
     for pairs in outer:
-        x = _turn(x, phi / 2, pairs)
-    x = _turn(x, phi, middle)
+        x = _rotate(x, phi / 2, pairs)
+    x = _rotate(x, phi, middle)
     for pairs in reversed(outer):
-        x = _turn(x, phi / 2, pairs)
+        x = _rotate(x, phi / 2, pairs)
     return x
 
 
 def _flow_and_noise(x: Tensor, phi: Tensor, xi: Tensor, groups: list[range]) -> Tensor:
     *before, middle = groups
     for pairs in before:
-        x = _turn(x, phi, pairs)
-    x = _turn(x, phi + xi, middle)
+        x = _rotate(x, phi, pairs)
+    x = _rotate(x, phi + xi, middle)
     for pairs in reversed(before):
-        x = _turn(x, xi, pairs)
+        x = _rotate(x, xi, pairs)
     return x
 
 
-def _turn(x: Tensor, angle: Tensor, pairs: range) -> Tensor:
-    """The pairs k of ``pairs``, by the angles of their columns."""
+def _rotate(x: Tensor, angle: Tensor, pairs: range) -> Tensor:
+    """Rotate the pairs k in ``pairs`` by ``angle[:, k]`` half turns."""
     here = torch.arange(pairs.start, pairs.stop, pairs.step, device=x.device)
     behind = (here + 1) % x.shape[1]
-    angle = math.pi * (angle - 2 * torch.round(angle / 2))[:, here]  # whole turns are taken off exactly
+    angle = math.pi * (angle - 2 * torch.round(angle / 2))[:, here]  # subtracts whole turns exactly
     cos, sin = torch.cos(angle), torch.sin(angle)
     new = x.clone()
     new[:, here] = cos * x[:, here] + sin * x[:, behind]
@@ -121,6 +147,6 @@ def _turn(x: Tensor, angle: Tensor, pairs: range) -> Tensor:
 
 
 def _to_20_bits(square: Tensor) -> Tensor:
-    """The nearest number with 4 bits fewer than float32 has (20), or than float64 has."""
+    """Round to a significand of 4 bits fewer than the dtype has: for float32 to 20 bits."""
     bits = square.view(torch.int32 if square.dtype == torch.float32 else torch.int64)
     return ((bits + 8) & -16).view(square.dtype)

@@ -1,16 +1,24 @@
-"""Rotation: ``rotation_perturb`` and ``rotation_step``, on unit directions u (rows), every norm exactly one.
+"""Rotation: ``rotation_perturb`` and ``rotation_step``, on directions u of norm exactly one.
 
-With P_u v = v - (v.u) u the tangent part of v at u, Exp_u(v) = cos|v| u + sin|v| v / |v| the geodesic from u, f the
-network's raw output and n = P_u f, a row of a coefficient table drives one reverse step, either
+P_u v = v - (v.u) u is the tangent part of v at u, and Exp_u(v) = cos|v| u + sin|v| v / |v| is the
+exponential map. With the network's raw output f and n = P_u f, one row of a coefficient table
+drives one reverse step, either by the heat kernel,
 
-    D = alpha u + sigma n, D_w = D + w (D - D_prev);  u+ = exact flow of du/dt = P_u D_w over ``length``;
-    u' = u+ turned by the angle 1 - cos = v in the direction of P_u+ xi      (heat-kernel noise, v from ``angles``),
+    D = alpha u + sigma n,    D_w = D + w (D - D_prev),
+    u+ = exact flow of du/dt = P_u D_w over ``length``,
+    u' = u+ rotated towards P_u+ xi by the angle with 1 - cos = v    (v from ``angles``),
 
-or, where h is the velocity of the row before, b = Exp_u(-back h) and // is parallel transport along a geodesic,
+or along geodesics,
 
-    q = [w h + drift n + noise P_u xi] // from u to b;  u' = Exp_b(q);  h' = q // from b to u'.
+    b = Exp_u(-back h),
+    q = [w h + drift n + noise P_u xi] // from u to b,
+    u' = Exp_b(q),
+    h' = q // from b to u',
 
-Tangent parts are projected twice: one projection leaves a radial rest wherever v is nearly parallel to u.
+where h is the velocity of the previous step and // is parallel transport along a geodesic.
+
+Tangent parts are projected twice, because one projection leaves a radial residual where v is nearly
+parallel to u.
 """
 
 from __future__ import annotations
@@ -21,90 +29,135 @@ import torch
 from torch import Tensor
 
 from fastmsgm import rng
+from fastmsgm.constants import SHORTEST, Z_MAX
 
-ROTATION_COLUMNS = ("alpha", "sigma", "w", "length", "drift", "noise", "back", "spread", "c_in")  # of a table, in order
-SHORTEST = 1e-30  # squared: a shorter vector has no direction
-Z_MAX = 6.0  # angle tables have columns for z = -6 .. 6
+# The columns of a coefficient table, in this order.
+ROTATION_COLUMNS = (
+    "alpha",
+    "sigma",
+    "w",
+    "length",
+    "drift",
+    "noise",
+    "back",
+    "spread",
+    "c_in",
+)
 
 
 def rotation_perturb(
-    u0: Tensor, coefficients: Tensor, table: Tensor, stream: Tensor, step: int,
-    u_t: Tensor | None, net_in: Tensor | None, target: Tensor | None,
-) -> None:  # fmt: skip
-    """Noise u0 / |u0| once by the heat kernel of the sphere.
+    u0: Tensor,
+    coefficients: Tensor,
+    table: Tensor,
+    stream: Tensor,
+    step: int,
+    u_t: Tensor | None,
+    model_input: Tensor | None,
+    target: Tensor | None,
+) -> None:
+    """Perturb u0 / |u0| by the heat kernel of the sphere.
 
         u_t = (1 - v) u0 + s w,    target = scale g s e,    e = s u0 - (1 - v) w,
 
-    with w the unit tangent part of the noise at u0, v = spread V = 1 - cos(angle), s = sqrt(v (2 - v)) = sin(angle);
-    e is the unit tangent at u_t that points to u0.
+    where w is the unit tangent part of the noise at u0, v = spread V = 1 - cos(angle), and
+    s = sqrt(v (2 - v)) = sin(angle). e is the unit tangent at u_t that points to u0.
 
     Args:
-        u0: (n, d) directions.
-        coefficients: (n, 4): fractional row of the table, spread, target's scale, c_in of each sample.
-        table: (2, NB, NZ): V and g at the row and at z = -6 .. 6 uniformly, z the angle's normal.
-        u_t, target: (n, d) or None.
-        net_in: (n, d) or None; receives c_in u_t, the network's input, in its own dtype.
+        u0: (n, d) directions; divided by their norms first.
+        coefficients: (n, 4) fractional row of the table, spread, scale of the target and c_in of
+            each sample.
+        table: (2, NB, NZ) V and g, by row and by the angle's normal z, uniform from -6 to 6.
+        stream: (3,) int64, the noise stream (``rng.stream``).
+        step: The step, counted from the stream's first.
+        u_t: (n, d) or None; receives u_t.
+        model_input: (n, d) or None, in the network's dtype; receives the network's input, c_in u_t.
+        target: (n, d) or None; receives the target of denoising score matching.
     """
     n, d = u0.shape
-    xi = rng.normals(n, d, stream, rng.Kind.TRAINING_NOISE, step, u0.dtype)
-    z = rng.normals(n, 1, stream, rng.Kind.TRAINING_ANGLE, step, u0.dtype)[:, 0]
+    xi = rng.normals(n, d, stream, rng.Purpose.TRAINING_NOISE, step, u0.dtype)
+    z = rng.normals(n, 1, stream, rng.Purpose.TRAINING_ANGLE, step, u0.dtype)[:, 0]
     row, spread, scale, c_in = coefficients.to(u0.dtype).unbind(1)
     below, part = _cell(row, table.shape[1])
     low, high = (_interpolate(table, index, z) for index in (below, below + 1))
     v, g = low + part * (high - low)
-    new, towards = _turn(_unit(u0), xi, spread * v)
+    new, towards = _rotate(_unit(u0), xi, spread * v)
     if u_t is not None:
         u_t.copy_(new)
-    if net_in is not None:
-        net_in.copy_(c_in[:, None] * new)
+    if model_input is not None:
+        model_input.copy_(c_in[:, None] * new)
     if target is not None:
         target.copy_((scale * g)[:, None] * towards)
 
 
 def rotation_step(
-    u: Tensor, f: Tensor, table: Tensor, angles: Tensor | None, stream: Tensor, step: int, bad: Tensor, out: Tensor,
-    history: Tensor | None, net_in: Tensor | None, geodesic: bool,
-) -> None:  # fmt: skip
-    """One reverse step from ``u`` to ``out`` (which may be u) with row ``step`` of ``table`` (T, 9), noise included.
+    u: Tensor,
+    model_output: Tensor,
+    table: Tensor,
+    angles: Tensor | None,
+    stream: Tensor,
+    step: int,
+    first_nonfinite_step: Tensor,
+    out: Tensor,
+    prev_denoised: Tensor | None,
+    model_input: Tensor | None,
+    geodesic: bool,
+) -> None:
+    """Take one reverse step, noise included.
 
     Args:
-        u, out: (n, d) directions before and after; u is divided by its measured norm first, so that none drifts.
-        f: (n, d) the network's raw output, float32, bfloat16 or float16.
-        angles: (T, NZ) or None: the row is V at z = -6 .. 6 uniformly, for heat-kernel noise with v = spread V.
-        bad: (n,) int32, -1 before; receives the first step at which the sample was lost: something that came in was
-            not finite (or too large to square), or u was zero. A lost row is NaN in out, history and net_in.
-        history: (n, d) or None; D_prev (or h) is read from it and D (or h') is written to it. None leaves the terms
-            in w and back out.
-        net_in: (n, d) or None; receives c_in u', the network's next input, in its own dtype.
-        geodesic: the second form. It takes no ``angles``.
+        u: (n, d) the directions before; divided by their measured norms first, so that no norm
+            drifts.
+        model_output: (n, d) the network's raw output, float32, bfloat16 or float16.
+        table: (T, 9) float32, the coefficients of each step (``ROTATION_COLUMNS``).
+        angles: (T, NZ) or None; V of each step for heat-kernel noise with v = spread V, by the
+            angle's normal z, uniform from -6 to 6.
+        stream: (3,) int64, the noise stream (``rng.stream``).
+        step: The row of the table, counted from the stream's first step.
+        first_nonfinite_step: (n,) int32, -1 before the first step; receives the first step at which
+            the sample was non-finite: an input was not finite (or too large to square), or u was
+            zero. A non-finite sample is NaN in out, prev_denoised and model_input.
+        out: (n, d) the directions after; may be u.
+        prev_denoised: (n, d) or None; D_prev (or h) is read from it, and D (or h') is written to
+            it. Without it the terms in w and back are left out.
+        model_input: (n, d) or None, in the network's dtype; receives the network's next input,
+            c_in u'.
+        geodesic: Step along geodesics, without ``angles``.
     """
-    alpha, sigma, w, length, drift, noise, back, spread, c_in = rng.row_of(table, stream, step).to(u.dtype).unbind(0)
+    alpha, sigma, w, length, drift, noise, back, spread, c_in = (
+        rng.row_of(table, stream, step).to(u.dtype).unbind(0)
+    )
     n, d = u.shape
-    xi = rng.normals(n, d, stream, rng.Kind.STEP, step, u.dtype)
+    xi = rng.normals(n, d, stream, rng.Purpose.STEP, step, u.dtype)
     unit = _unit(u)
-    tangent = _tangent(f.to(u.dtype), unit)
+    tangent = _tangent(model_output.to(u.dtype), unit)
     if geodesic:
         start, velocity = unit, drift * tangent + noise * _tangent(xi, unit)
-        if history is not None:
-            past = _tangent(history, unit)
-            start, velocity = _transport(unit, -back * past, velocity + w * past)
+        if prev_denoised is not None:
+            prev = _tangent(prev_denoised, unit)
+            start, velocity = _transport(unit, -back * prev, velocity + w * prev)
         new, memory = _transport(start, velocity, velocity)
         size = _dot(velocity, velocity)
     else:
         memory = alpha * unit + sigma * tangent
-        aim = memory if history is None else memory + w * (memory - history)
+        aim = memory if prev_denoised is None else memory + w * (memory - prev_denoised)
         new = _flow(unit, aim, length)
         size = _dot(aim, aim)
         if angles is not None:
-            z = rng.normals(n, 1, stream, rng.Kind.ANGLE, step, u.dtype)[:, 0]
-            new, _ = _turn(new, xi, spread * _interpolate(rng.row_of(angles, stream, step)[None], 0, z))
-    lost = ~size.isfinite()
-    new, memory = (torch.where(lost, torch.nan, x) for x in (new, memory))
-    bad.copy_(torch.where(lost[:, 0] & (bad < 0), step + stream[2], bad))
-    if history is not None:
-        history.copy_(memory)
-    if net_in is not None:
-        net_in.copy_(c_in * new)
+            z = rng.normals(n, 1, stream, rng.Purpose.ANGLE, step, u.dtype)[:, 0]
+            new, _ = _rotate(
+                new, xi, spread * _interpolate(rng.row_of(angles, stream, step)[None], 0, z)
+            )
+    nonfinite = ~size.isfinite()
+    new, memory = (torch.where(nonfinite, torch.nan, x) for x in (new, memory))
+    first_nonfinite_step.copy_(
+        torch.where(
+            nonfinite[:, 0] & (first_nonfinite_step < 0), step + stream[2], first_nonfinite_step
+        )
+    )
+    if prev_denoised is not None:
+        prev_denoised.copy_(memory)
+    if model_input is not None:
+        model_input.copy_(c_in * new)
     out.copy_(new)
 
 
@@ -119,38 +172,43 @@ def _unit(u: Tensor) -> Tensor:
 
 
 def _tangent(v: Tensor, u: Tensor) -> Tensor:
+    """P_u v, projected twice."""
     for _ in range(2):
         v = v - _dot(v, u) * u
     return v
 
 
 def _flow(u: Tensor, aim: Tensor, length: Tensor) -> Tensor:
-    """Exact flow of du/dt = P_u aim for the time ``length``, which may be infinite: then u = aim / |aim|.
+    """Exact flow of du/dt = P_u aim for the time ``length``.
 
-    The tangent of half the angle between u and aim falls as exp(-|aim| t); below, ``turned`` is the tangent of half
-    the angle by which u moves. Where u points to the aim or away from it, or there is no aim, u stays.
+    The tangent of half the angle between u and aim decays as exp(-|aim| t). ``half`` is its initial
+    value, and ``moved_half`` is the tangent of half the angle by which u moves. For an infinite
+    length the result is aim / |aim|. If aim is zero or parallel to u, in either direction, u stays.
     """
     along, across = _dot(aim, u), _tangent(aim, u)
     square = _dot(across, across)
     width, size = square.sqrt(), (square + along**2).sqrt()
     still = square <= SHORTEST * (square + along**2).clamp(min=1)
     half = torch.where(along >= 0, width / (size + along), (size - along) / width)
-    turned = half * -torch.expm1(-size * length) / (1 + half**2 * torch.exp(-size * length))
-    moved = ((1 - turned**2) * u + 2 * turned * (across / width)) / (1 + turned**2)
+    moved_half = half * -torch.expm1(-size * length) / (1 + half**2 * torch.exp(-size * length))
+    moved = ((1 - moved_half**2) * u + 2 * moved_half * (across / width)) / (1 + moved_half**2)
     return torch.where(still, u, moved)
 
 
 def _transport(u: Tensor, along: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Exp_u(along), and v (tangent at u, as ``along``) transported there along that geodesic."""
+    """Exp_u(along), and v transported there along that geodesic; both are tangent at u."""
     angle = _dot(along, along).sqrt()
     sinc = torch.sinc(angle / math.pi)  # sin(angle) / angle
-    fall = torch.sinc(angle / (2 * math.pi)) ** 2 / 2  # (1 - cos(angle)) / angle^2
-    return torch.cos(angle) * u + sinc * along, v - _dot(v, along) * (fall * along + sinc * u)
+    cosc = torch.sinc(angle / (2 * math.pi)) ** 2 / 2  # (1 - cos(angle)) / angle^2
+    return torch.cos(angle) * u + sinc * along, v - _dot(v, along) * (cosc * along + sinc * u)
 
 
-def _turn(u: Tensor, xi: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """u turned towards the tangent part of xi by the angle 1 - cos = v (n,), clamped to 0 .. 2; the tangent there
-    that points back, its length the sine."""
+def _rotate(u: Tensor, xi: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """u rotated towards the tangent part of xi by the angle with 1 - cos = v, and the way back.
+
+    v (n,) is clamped to 0 .. 2. The way back is the tangent at the new u that points to the old
+    one, with the sine of the angle as its length.
+    """
     across = _tangent(xi, u)
     square = _dot(across, across)
     v = torch.where(square > SHORTEST, v[:, None].clamp(0, 2), 0)
@@ -160,14 +218,14 @@ def _turn(u: Tensor, xi: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _cell(position: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
-    """The node below a fractional one in 0 .. nodes - 1 (clamped), and the part of the way to the next."""
+    """The node below a position, clamped to 0 .. nodes - 1, and the fraction above it."""
     position = position.clamp(0, nodes - 1)
     below = position.long().clamp(max=nodes - 2)
     return below, position - below
 
 
 def _interpolate(table: Tensor, row: Tensor | int, z: Tensor) -> Tensor:
-    """``table`` (..., rows, NZ) in the sample's row (or one for all) at z (n,), linearly between columns."""
+    """Interpolate ``table`` (..., rows, NZ) in z (n,), in a row per sample or one row for all."""
     below, part = _cell((z + Z_MAX) * ((table.shape[-1] - 1) / (2 * Z_MAX)), table.shape[-1])
     low, high = (table[..., row, column].to(z.dtype) for column in (below, below + 1))
     return low + part * (high - low)

@@ -1,7 +1,8 @@
-"""Arrays at the boundary of the CPU kernels: tensors as flat arrays, the network's number formats, copies, prefetching.
+"""Arrays at the boundary of the CPU kernels: flat views of tensors, dtypes, copies, prefetching.
 
-An optional array that is absent is empty. What a network writes or reads is a side of it, (format, floats, bits): a
-float32 array, or the bits of 16-bit floats, so that one compiled kernel serves all formats.
+An absent optional array is empty. The arrays that a network writes or reads are passed as triples
+(format, floats, bits): a float32 array, or the bits of 16-bit floats. So one compiled kernel serves
+all dtypes.
 """
 
 from __future__ import annotations
@@ -16,21 +17,24 @@ from torch import Tensor
 from .compile import routine
 from .scalar import from_bfloat, from_half, intrinsic, to_bfloat, to_half
 
-ABSENT, FLOAT, _BFLOAT, _HALF = range(4)  # formats
+ABSENT, FLOAT, _BFLOAT, _HALF = range(4)  # formats of a network's arrays
 _FORMATS = {torch.float32: FLOAT, torch.bfloat16: _BFLOAT, torch.float16: _HALF}
 _NO_FLOATS, _NO_BITS = np.empty(0, np.float32), np.empty(0, np.uint16)
 _LINE = 64  # bytes of a cache line
 
 
 def flat(tensor: Tensor) -> np.ndarray:
+    """A flat view of a tensor."""
     return tensor.detach().numpy().reshape(-1)
 
 
 def optional(tensor: Tensor | None) -> np.ndarray:
+    """A flat view of a tensor, or an empty array for None."""
     return _NO_FLOATS if tensor is None else flat(tensor)
 
 
 def network_side(tensor: Tensor | None) -> tuple[int, np.ndarray, np.ndarray]:
+    """The triple (format, floats, bits) of a network's input or output."""
     if tensor is None:
         return ABSENT, _NO_FLOATS, _NO_BITS
     if tensor.dtype == torch.float32:
@@ -39,20 +43,38 @@ def network_side(tensor: Tensor | None) -> tuple[int, np.ndarray, np.ndarray]:
 
 
 def step_arrays(
-    x: Tensor, f: Tensor, bad: Tensor, out: Tensor, history: Tensor | None, net_in: Tensor | None
+    x: Tensor,
+    model_output: Tensor,
+    first_nonfinite_step: Tensor,
+    out: Tensor,
+    memory: Tensor | None,
+    model_input: Tensor | None,
 ) -> tuple[int | np.ndarray, ...]:
-    """What every step works on, in the order in which its kernel takes them."""
-    return flat(x), *network_side(f), bad.numpy(), flat(out), optional(history), *network_side(net_in)
+    """The arrays of a step, in the order of its kernel's arguments."""
+    return (
+        flat(x),
+        *network_side(model_output),
+        first_nonfinite_step.numpy(),
+        flat(out),
+        optional(memory),
+        *network_side(model_input),
+    )
 
 
-def address(stream: Tensor, step: int, rows: int | None = None) -> tuple[np.ndarray, int]:
-    """The stream's numbers, and the step counted from its first: part of every address, and a row of a table of so many
-    ``rows``."""
-    numbers = stream.numpy()
-    step += int(numbers[2])
+def counter(stream: Tensor, step: int, rows: int | None = None) -> tuple[np.ndarray, int]:
+    """Return the stream as an array, and the absolute step.
+
+    Raises:
+        ValueError: The step is not a row of a table of ``rows`` rows.
+    """
+    array = stream.numpy()
+    step += int(array[2])
     if rows is not None and not 0 <= step < rows:
-        raise ValueError(f"step, from the stream's first on, must be a row of the table, 0 .. {rows - 1}, got {step}")
-    return numbers, step
+        raise ValueError(
+            "step, counted from the stream's first step, must be a row of the table, "
+            f"0 .. {rows - 1}, got {step}"
+        )
+    return array, step
 
 
 @routine
@@ -61,13 +83,13 @@ def copy(size, x, out):
         out[i] = x[i]
 
 
-# ---- sides of the network ----
+# ---- inputs and outputs of the network ----
 
 
 @routine
-def widen(size, kind, bits, x):
-    """The 16-bit floats of a side in float32."""
-    if kind == _BFLOAT:
+def widen(size, dtype, bits, x):
+    """Convert 16-bit floats to float32."""
+    if dtype == _BFLOAT:
         for i in range(size):
             x[i] = from_bfloat(bits[i])
     else:
@@ -76,11 +98,11 @@ def widen(size, kind, bits, x):
 
 
 @routine
-def write(size, kind, x, floats, bits):
-    """x, rounded to the side's format."""
-    if kind == FLOAT:
+def write(size, dtype, x, floats, bits):
+    """Write x, rounded to the network's format."""
+    if dtype == FLOAT:
         copy(size, x, floats)
-    elif kind == _BFLOAT:
+    elif dtype == _BFLOAT:
         for i in range(size):
             bits[i] = to_bfloat(x[i])
     else:
@@ -88,18 +110,22 @@ def write(size, kind, x, floats, bits):
             bits[i] = to_half(x[i])
 
 
-# ---- prefetching: to read, into the L2 cache ----
+# ---- prefetching for reads, into the L2 cache ----
 
 
 @intrinsic
-def prefetch(typingctx, start, stop, arrays):
-    """Ask for ``[start:stop]`` of a tuple of arrays ahead of its use; what lies behind an array's end is let be."""
+def prefetch_range(typingctx, start, stop, arrays):
+    """Prefetch ``[start:stop]`` of each array in a tuple; elements past its end are ignored."""
 
     def codegen(context, builder, signature, args):
-        for kind, array in zip(signature.args[2], cgutils.unpack_tuple(builder, args[2]), strict=True):
-            struct = context.make_array(kind)(context, builder, array)
-            end = builder.select(builder.icmp_signed("<", args[1], struct.nitems), args[1], struct.nitems)
-            step = ir.Constant(end.type, _per_line(kind))
+        for array_type, array in zip(
+            signature.args[2], cgutils.unpack_tuple(builder, args[2]), strict=True
+        ):
+            struct = context.make_array(array_type)(context, builder, array)
+            end = builder.select(
+                builder.icmp_signed("<", args[1], struct.nitems), args[1], struct.nitems
+            )
+            step = ir.Constant(end.type, _per_line(array_type))
             with cgutils.for_range_slice(builder, args[0], end, step) as (index, _):
                 _prefetch_line(builder, builder.gep(struct.data, [index]))
         return context.get_dummy_value()
@@ -107,17 +133,24 @@ def prefetch(typingctx, start, stop, arrays):
     return types.none(types.intp, types.intp, arrays), codegen
 
 
-def prefetch_some(context, builder, kinds, arrays, start, count):
-    """Within an intrinsic: ask for so many elements of a tuple of arrays, but of empty ones."""
-    for kind, array in zip(kinds, cgutils.unpack_tuple(builder, arrays), strict=True):
-        struct = context.make_array(kind)(context, builder, array)
-        with builder.if_then(builder.icmp_signed(">", struct.nitems, ir.Constant(struct.nitems.type, 0))):
-            for i in range(0, count, _per_line(kind)):  # behind the end there is nothing to be had, and no harm
-                _prefetch_line(builder, builder.gep(struct.data, [builder.add(start, ir.Constant(start.type, i))]))
+def prefetch_some(context, builder, array_types, arrays, start, count):
+    """Emit, within an intrinsic, the prefetch of ``count`` elements of each non-empty array."""
+    for array_type, array in zip(array_types, cgutils.unpack_tuple(builder, arrays), strict=True):
+        struct = context.make_array(array_type)(context, builder, array)
+        with builder.if_then(
+            builder.icmp_signed(">", struct.nitems, ir.Constant(struct.nitems.type, 0))
+        ):
+            for i in range(0, count, _per_line(array_type)):
+                # A prefetch past the end of an array has no effect.
+                _prefetch_line(
+                    builder,
+                    builder.gep(struct.data, [builder.add(start, ir.Constant(start.type, i))]),
+                )
 
 
-def _per_line(kind):
-    return _LINE * 8 // kind.dtype.bitwidth
+def _per_line(array_type):
+    """Elements of a cache line."""
+    return _LINE * 8 // array_type.dtype.bitwidth
 
 
 def _prefetch_line(builder, pointer):

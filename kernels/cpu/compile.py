@@ -1,4 +1,4 @@
-"""How the CPU kernels are compiled: without the GIL, and kept on disk."""
+"""Compilation of the CPU kernels: they release the GIL and are cached on disk."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 from numba import njit
 
-# What allocates: room for a range of rows, which is then given to a routine.
+# For functions that allocate: workspace for a range of rows, which they pass to a routine.
 allocating: Any = functools.partial(njit, nogil=True, cache=True)
-# All else. It counts no references to arrays, which are atomic operations, some for every slice and call, and so must
-# not return an array or call what allocates.
+# For all others. They do not count references to arrays, which would take atomic operations for
+# every slice and call. So they must neither return an array nor call a function that allocates.
 routine: Any = functools.partial(njit, nogil=True, cache=True, _nrt=False)  # pyright: ignore[reportCallIssue]
-# What is called for every row: to hand over arrays takes as long as a dozen elements.
+# For functions called for every row: passing arrays takes as long as computing a dozen elements.
 inlined: Any = functools.partial(routine, forceinline=True)

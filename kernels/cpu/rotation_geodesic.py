@@ -1,4 +1,4 @@
-"""Tiles of rotations, by the exponential map: along a geodesic, with the velocity transported there."""
+"""Tiles of rotations by the exponential map: steps along a geodesic with transported velocity."""
 
 from __future__ import annotations
 
@@ -10,76 +10,111 @@ from .compile import routine
 from .rows import CHUNK, SHORTEST, combine, measure, products
 from .scalar import HALF, INFINITY, ONE, TWO, ZERO, fma, sine_cosine
 
-_HALF_TURNS = np.float32(1 / math.pi)  # half an angle in quarter turns
+_HALF_TURNS = np.float32(1 / math.pi)  # in a radian
 
 
 @routine
-def exponential_rows(rows, d, u, f, past, xi, numbers, tangent, new, lost, space):
-    """``new`` from u; the velocity transported there goes into ``past``. ``tangent`` holds the velocity at u."""
-    w, drift, noise, back = numbers[2], numbers[4], numbers[5], numbers[6]
-    scale, square, rest, past_u, past_square, overlap, a, b, c, a_past, b_past, c_past = space
-    moving, noisy = len(past) > 0, len(xi) > 0
-    w, back, before = (w, back, past) if moving else (ZERO, ZERO, u)
+def exponential_rows(rows, d, u, f, prev, xi, coeffs, tangent, new, nonfinite, workspace):
+    """Compute ``new`` from u, and write the velocity transported there to ``prev``.
+
+    ``tangent`` is workspace for the velocity at u.
+    """
+    w, drift, noise, back = coeffs[2], coeffs[4], coeffs[5], coeffs[6]
+    scale, square, rest, prev_u, prev_square, overlap, a, b, c, a_prev, b_prev, c_prev = workspace
+    moving, noisy = len(prev) > 0, len(xi) > 0
+    w, back, before = (w, back, prev) if moving else (ZERO, ZERO, u)
     noise, xi = (noise, xi) if noisy else (ZERO, u)
     for r in range(rows):
         begin, end = r * d, r * d + d
-        scale[r], f_u, past_u[r], xi_u = measure(begin, end, u, f, before, xi)
-        radial = -(drift * f_u + noise * xi_u + w * past_u[r]) * scale[r] * scale[r]
-        size, product, past_u[r] = ZERO, ZERO, past_u[r] * scale[r]
-        past_square[r], overlap[r] = ZERO, ZERO
+        scale[r], f_u, prev_u[r], xi_u = measure(begin, end, u, f, before, xi)
+        radial = -(drift * f_u + noise * xi_u + w * prev_u[r]) * scale[r] * scale[r]
+        size, product, prev_u[r] = ZERO, ZERO, prev_u[r] * scale[r]
+        prev_square[r], overlap[r] = ZERO, ZERO
         for i in range(begin, end, CHUNK):
             j = min(i + CHUNK, end)
             combine(tangent, (drift, radial, w, noise), (f, u, before, xi), i, j)
             parts = products(tangent, (tangent, u, before), i, j)
             size, product, overlap[r] = size + parts[0], product + parts[1], overlap[r] + parts[2]
             if moving:
-                past_square[r] += products(past, (past,), i, j)[0]
+                prev_square[r] += products(prev, (prev,), i, j)[0]
         rest[r] = product * scale[r]
         square[r] = abs(size - rest[r] * rest[r])  # rounding may leave it below zero
-    _exponential_numbers(
-        rows, back, scale, square, rest, past_u, past_square, overlap, lost, a, b, c, a_past, b_past, c_past
+    _exponential_coeffs(
+        rows,
+        back,
+        scale,
+        square,
+        rest,
+        prev_u,
+        prev_square,
+        overlap,
+        nonfinite,
+        a,
+        b,
+        c,
+        a_prev,
+        b_prev,
+        c_prev,
     )
     for r in range(rows):
         for i in range(r * d, r * d + d, CHUNK):
             j = min(i + CHUNK, r * d + d)
             combine(new, (a[r], b[r], c[r]), (u, tangent, before), i, j)
             if moving:
-                combine(past, (a_past[r], b_past[r], c_past[r]), (u, tangent, past), i, j)
+                combine(prev, (a_prev[r], b_prev[r], c_prev[r]), (u, tangent, prev), i, j)
 
 
 @routine(error_model="numpy")
-def _exponential_numbers(
-    rows, back, scale, square, rest, past_u, past_square, overlap, lost, a, b, c, a_past, b_past, c_past
+def _exponential_coeffs(
+    rows,
+    back,
+    scale,
+    square,
+    rest,
+    prev_u,
+    prev_square,
+    overlap,
+    nonfinite,
+    a,
+    b,
+    c,
+    a_prev,
+    b_prev,
+    c_prev,
 ):
-    """u' = a u + b tangent + c past, and the velocity there = a_past u + b_past tangent + c_past past.
+    """Coefficients of u' and of the velocity there.
 
-    Within: first of u, the velocity at u (without its rest) and the way to the start, p = -back past (the same).
+    u' = a u + b tangent + c prev, and the velocity is a_prev u + b_prev tangent + c_prev prev. The
+    coefficients are first those of u, of the velocity at u and of p = -back prev, the tangent
+    vector to the start, the latter two without their radial residuals; ``way`` is |p|^2.
     """
     for r in range(rows):
-        way = back * back * abs(past_square[r] - past_u[r] * past_u[r])
-        cos_way, sinc_way, fall = _circle(way)
+        way = back * back * abs(prev_square[r] - prev_u[r] * prev_u[r])
+        cos_way, sinc_way, cosc_way = _circle(way)
         cos, sinc, _ = _circle(square[r])
-        on_way = -back * (overlap[r] - rest[r] * past_u[r])  # velocity.p
-        towards = cos * sinc_way - sinc * on_way * fall
-        a[r] = (cos * cos_way - sinc * on_way * sinc_way - sinc * rest[r] + towards * back * past_u[r]) * scale[r]
+        on_way = -back * (overlap[r] - rest[r] * prev_u[r])  # velocity.p
+        towards = cos * sinc_way - sinc * on_way * cosc_way
+        a[r] = (
+            cos * cos_way - sinc * on_way * sinc_way - sinc * rest[r] + towards * back * prev_u[r]
+        ) * scale[r]
         b[r], c[r] = sinc, -back * towards
-        swing = square[r] * sinc
-        towards = -cos * on_way * fall - swing * sinc_way
-        a_past[r] = (
-            -cos * on_way * sinc_way - swing * cos_way - cos * rest[r] + towards * back * past_u[r]
-        ) * scale[r]  # fmt: skip
-        b_past[r], c_past[r] = cos, -back * towards
-        lost[r] = not square[r] + way < INFINITY
+        t_sin = square[r] * sinc
+        towards = -cos * on_way * cosc_way - t_sin * sinc_way
+        a_prev[r] = (
+            -cos * on_way * sinc_way - t_sin * cos_way - cos * rest[r] + towards * back * prev_u[r]
+        ) * scale[r]
+        b_prev[r], c_prev[r] = cos, -back * towards
+        nonfinite[r] = not square[r] + way < INFINITY
 
 
 @routine(error_model="numpy")
 def _circle(square):
-    """cos t, sin t / t, (1 - cos t) / t^2 for t^2, by sine and cosine of t / 2."""
+    """cos t, sin t / t and (1 - cos t) / t^2 from t^2, by the sine and cosine of t / 2."""
     angle = np.sqrt(square)
-    turns = np.rint(angle * _HALF_TURNS)
-    f = TWO * fma(angle, _HALF_TURNS, -turns)
+    quadrant = np.rint(angle * _HALF_TURNS)  # of t / 2
+    f = TWO * fma(angle, _HALF_TURNS, -quadrant)
     sine, cosine = sine_cosine(f)
-    odd = turns != TWO * np.rint(turns * HALF)
+    odd = quadrant != TWO * np.rint(quadrant * HALF)
     versine = TWO * (cosine * cosine if odd else sine * sine)
     product = TWO * (-sine * cosine if odd else sine * cosine)
     small = square <= SHORTEST

@@ -1,8 +1,9 @@
-"""Float32 arithmetic for the loops of the CPU kernels: fused multiply-add, bit casts, log2, exp2, sine and
-cosine, the 16-bit floats.
+"""Float32 arithmetic for the loops of the CPU kernels.
 
-Every function is branch-free, so that a loop that calls it becomes SIMD code, and rounds as written (``fma`` is one
-rounding wherever it runs), so that an element's bits do not depend on its place in a vector.
+It has a fused multiply-add, bit casts, log2, exp2, sine and cosine, and 16-bit floats. Every
+function is branch-free, so that a loop that calls it becomes SIMD code. Every function rounds as
+written (``fma`` rounds once on every processor), so the bits of an element do not depend on its
+place in a vector.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from llvmlite import ir
 from numba import extending, types
 from numba.core import cgutils
 
-from fastmsgm import rng
+from fastmsgm import constants, rng
 
 from ..polynomials import COS_OF_HALF_TURNS, LOG2_MINUS_LINE, SIN_OF_HALF_TURNS
 from .compile import routine
@@ -26,27 +27,29 @@ ZERO, HALF, ONE, TWO = np.float32(0.0), np.float32(0.5), np.float32(1.0), np.flo
 _ABS = np.uint32(0x7FFFFFFF)
 _INFINITE = np.uint32(0x7F800000)
 _HALF_INFINITE = np.uint32(0x7C00 << 13)
-_FRACTION, _ONE_BITS, _TWICE_ONE = np.uint32(0x007FFFFF), np.uint32(0x3F800000), np.uint32(0x7F000000)
-# Of a number's magnitude: what those of zero, denormal and infinite numbers and NaN are below.
-NORMAL = np.int32(-0x7E000000)
+_FRACTION = np.uint32(0x007FFFFF)
+_ONE_BITS = np.uint32(0x3F800000)
+_TWICE_ONE = np.uint32(0x7F000000)
+NORMAL = np.int32(constants.NORMAL)
 _MANTISSA = np.uint32(23)  # bits
 _LOG2_MINUS_LINE = tuple(np.float32(c) for c in LOG2_MINUS_LINE)
 _SIN = tuple(np.float32(c) for c in rng.SIN)
 _COS = tuple(np.float32(c) for c in rng.COS)
 _SIN_OF_HALF_TURNS = tuple(np.float32(c) for c in SIN_OF_HALF_TURNS)
 _COS_OF_HALF_TURNS = tuple(np.float32(c) for c in COS_OF_HALF_TURNS)
-_WHOLE = np.float32(1.5 * 2.0**23)  # numbers of its size are whole
-# 2^f for f in [-1/2, 1/2], minimax, lowest degree first: 2e-9 relative.
+_ROUND = np.float32(constants.ROUND_TO_INTEGER)
+# 2^f for f in [-1/2, 1/2]: minimax with a relative error of 2e-9, lowest degree first.
 _EXP2 = (
     1.0, 0.6931471824645996, 0.24022646248340607, 0.05550328642129898, 0.009618489071726799,
     0.0013399930903688073, 0.0001534581242594868,
 )  # fmt: skip
 _EXP2 = tuple(np.float32(c) for c in _EXP2)
-_LOWEST, _HIGHEST = np.float32(-126.0), np.float32(128.0)  # powers of 2 from here up to there are normal numbers
+# 2^t is a normal number for LOWEST <= t < _HIGHEST.
+LOWEST, _HIGHEST = np.float32(-126.0), np.float32(128.0)
 
 
 def intrinsic(build: Callable[..., Any]) -> Callable[..., Any]:
-    """numba's decorator, with a type that says that callers leave out ``typingctx``."""
+    """Numba's decorator, typed so that callers may omit ``typingctx``."""
     return extending.intrinsic(build)
 
 
@@ -96,7 +99,7 @@ def from_bfloat(bits):
 
 @routine
 def to_bfloat(x):
-    """float32 to bfloat16 (its bits), to nearest even; NaN stays NaN."""
+    """Convert float32 to the bits of a bfloat16, rounding to nearest even; NaN stays NaN."""
     bits = to_bits(x)
     odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
     rounded = np.uint16(np.uint32(bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
@@ -105,22 +108,25 @@ def to_bfloat(x):
 
 @routine
 def from_half(bits):
-    """float16 (its bits) to float32, by integers: not every processor has the instruction."""
+    """Convert the bits of a float16 to float32; not every processor has an instruction for it."""
     bits = np.uint32(bits)
     sign = np.uint32(np.uint32(bits & np.uint32(0x8000)) << np.uint32(16))
     size = np.uint32(np.uint32(bits & np.uint32(0x7FFF)) << np.uint32(13))
-    finite = to_bits(from_bits(size) * np.float32(2.0**112))  # the exponents' offsets differ by 112
+    finite = to_bits(from_bits(size) * np.float32(2.0**112))  # the exponent biases differ by 112
     return from_bits((finite if size < _HALF_INFINITE else size | _INFINITE) | sign)
 
 
 @routine
 def to_half(x):
-    """float32 to float16 (its bits), to nearest even; NaN stays NaN."""
+    """Convert float32 to the bits of a float16, rounding to nearest even; NaN stays NaN."""
     size = np.uint32(to_bits(x) & _ABS)
     sign = np.uint32(np.uint32(to_bits(x) & SIGN) >> np.uint32(16))
     odd = np.uint32(np.uint32(size >> np.uint32(13)) & np.uint32(1))
-    normal = np.uint32(np.uint32(size + np.uint32(0x0FFF) + odd - np.uint32(112 << 23)) >> np.uint32(13))
-    # Below 2^-14: adding 1/2 rounds to steps of 2^-24, float16's, and leaves their number in the low bits.
+    normal = np.uint32(
+        np.uint32(size + np.uint32(0x0FFF) + odd - np.uint32(112 << 23)) >> np.uint32(13)
+    )
+    # Below 2^-14, adding 1/2 rounds to multiples of 2^-24, as float16 does, and leaves the multiple
+    # in the low bits.
     small = np.uint32(to_bits(from_bits(size) + np.float32(0.5)) - to_bits(np.float32(0.5)))
     special = np.uint32(0x7C00) if size <= _INFINITE else np.uint32(0x7E00)
     finite = small if size < np.uint32(113 << 23) else normal
@@ -129,19 +135,20 @@ def to_half(x):
 
 @routine
 def magnitude(x):
-    """2^24 (e + f) of |x| = 2^e (1 + f) in int32, below NORMAL where x is not a normal number."""
+    """2^24 (e + f) for |x| = 2^e (1 + f), as int32; below NORMAL if x is not a normal number."""
     bits = to_bits(x)
     return np.int32(np.uint32(bits + bits) - _TWICE_ONE)
 
 
 @routine
 def is_normal(x):
+    """Whether x is a normal number: not NaN, infinite, zero or denormal."""
     return magnitude(x) >= NORMAL
 
 
 @routine
 def log2_abs(x):
-    """log2|x| in LOG2_UNIT, NaN unless x is a normal number."""
+    """log2|x| in units of LOG2_UNIT; NaN unless x is a normal number."""
     f = from_bits(np.uint32(np.uint32(to_bits(x) & _FRACTION) | _ONE_BITS)) - ONE
     size = magnitude(x)
     y = fma(f, polynomial(_LOG2_MINUS_LINE, f), np.float32(size))
@@ -150,11 +157,11 @@ def log2_abs(x):
 
 @routine
 def exp2(t):
-    """2^t, NaN unless that is a normal number."""
+    """2^t; NaN unless it is a normal number."""
     whole = np.rint(t)
     bits = to_bits(polynomial(_EXP2, np.float32(t - whole)))
     power = from_bits(np.uint32(bits + np.uint32(np.uint32(np.int32(whole)) << _MANTISSA)))
-    return power if _LOWEST <= t < _HIGHEST else NAN
+    return power if LOWEST <= t < _HIGHEST else NAN
 
 
 @routine
@@ -165,9 +172,9 @@ def sine_cosine(f):
 
 @routine
 def half_turns(angle):
-    """Cosine and sine of up to 2^22 half turns, NaN of NaN."""
-    shifted = angle + _WHOLE  # rounded to a whole number, which is odd where its last bit is
-    f = angle - (shifted - _WHOLE)
+    """Cosine and sine of up to 2^22 half turns; NaN for NaN."""
+    shifted = angle + _ROUND  # its last bit is set if the rounded angle is odd
+    f = angle - (shifted - _ROUND)
     sign = np.uint32(to_bits(shifted) << np.uint32(31))
     cosine, sine = polynomial(_COS_OF_HALF_TURNS, f * f), f * polynomial(_SIN_OF_HALF_TURNS, f * f)
     return from_bits(to_bits(cosine) ^ sign), from_bits(to_bits(sine) ^ sign)

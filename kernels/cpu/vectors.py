@@ -1,7 +1,7 @@
-"""LLVM vectors for intrinsics: loops over an array's vectors, loads and stores, arithmetic.
+"""LLVM vectors for intrinsics: loops over the vectors of an array, loads and stores, arithmetic.
 
-A vector may be of more numbers than a register holds: the parts are then computed side by side, and none waits for the
-other's results. LLVM's own vectorizer works on one register at a time, or two.
+A vector may be wider than a register. Its parts are then independent instructions that hide each
+other's latency. LLVM's own vectorizer works on one or two registers at a time.
 """
 
 from __future__ import annotations
@@ -15,30 +15,43 @@ from numba.core import cgutils
 I32, I64, F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 
 
-def loops(builder: Any, start: Any, stop: Any, sizes: Sequence[int], body: Callable[[int, Any], None]) -> None:
-    """``body(lanes, index)`` for whole vectors of the first of ``sizes`` from ``start`` on, then of the next, to the
-    end."""
+def loops(
+    builder: Any, start: Any, stop: Any, sizes: Sequence[int], body: Callable[[int, Any], None]
+) -> None:
+    """Emit ``body(lanes, index)`` for the elements from ``start`` to ``stop``, by whole vectors.
+
+    Vectors of ``sizes[0]`` lanes come first, then for the rest those of ``sizes[1]``, and so on.
+    """
     for lanes in sizes:
         whole = builder.and_(builder.sub(stop, start), ir.Constant(start.type, -lanes))
         end = builder.add(start, whole)
-        with cgutils.for_range_slice(builder, start, end, ir.Constant(start.type, lanes)) as (index, _):
+        with cgutils.for_range_slice(builder, start, end, ir.Constant(start.type, lanes)) as (
+            index,
+            _,
+        ):
             body(lanes, index)
         start = end
 
 
 def constant(number: float, lanes: int, kind: Any = F32) -> Any:
+    """A vector of equal numbers of the LLVM type ``kind``."""
     return ir.Constant(ir.VectorType(kind, lanes), [number] * lanes)
 
 
 def spread(builder: Any, scalar: Any, lanes: int) -> Any:
-    one = builder.insert_element(ir.Constant(ir.VectorType(scalar.type, 1), ir.Undefined), scalar, I32(0))
+    """A vector of copies of a scalar."""
+    one = builder.insert_element(
+        ir.Constant(ir.VectorType(scalar.type, 1), ir.Undefined), scalar, I32(0)
+    )
     return shuffle(builder, one, [0] * lanes)
 
 
 def shuffle(builder: Any, vector: Any, indices: Sequence[int], other: Any = None) -> Any:
-    """The elements ``indices`` of a vector, or of it and another one after it."""
+    """The elements ``indices`` of a vector, or of the concatenation of two vectors."""
     other = ir.Constant(vector.type, ir.Undefined) if other is None else other
-    return builder.shuffle_vector(vector, other, ir.Constant(ir.VectorType(I32, len(indices)), list(indices)))
+    return builder.shuffle_vector(
+        vector, other, ir.Constant(ir.VectorType(I32, len(indices)), list(indices))
+    )
 
 
 def load(builder: Any, data: Any, index: Any, lanes: int) -> Any:
@@ -59,7 +72,7 @@ def sqrt(builder: Any, x: Any) -> Any:
 
 
 def polynomial(builder: Any, coefficients: Sequence[float], x: Any) -> Any:
-    """Horner's rule; lowest degree first."""
+    """Horner's rule, lowest degree first."""
     *lower, result = (constant(c, x.type.count) for c in coefficients)
     for c in reversed(lower):
         result = fma(builder, result, x, c)
@@ -67,16 +80,20 @@ def polynomial(builder: Any, coefficients: Sequence[float], x: Any) -> Any:
 
 
 def _at(builder, data, index, lanes):
-    return builder.bitcast(builder.gep(data, [index]), ir.VectorType(data.type.pointee, lanes).as_pointer())
+    return builder.bitcast(
+        builder.gep(data, [index]), ir.VectorType(data.type.pointee, lanes).as_pointer()
+    )
 
 
 def _size(data):
-    kind = data.type.pointee
-    return 4 if kind == F32 else kind.width // 8
+    element = data.type.pointee
+    return 4 if element == F32 else element.width // 8
 
 
 def _call(builder, name, *arguments):
-    kind = arguments[0].type
-    function = ir.FunctionType(kind, [kind] * len(arguments))
-    function = cgutils.get_or_insert_function(builder.module, function, f"llvm.{name}.v{kind.count}f32")
+    vector = arguments[0].type
+    function = ir.FunctionType(vector, [vector] * len(arguments))
+    function = cgutils.get_or_insert_function(
+        builder.module, function, f"llvm.{name}.v{vector.count}f32"
+    )
     return builder.call(function, arguments)

@@ -1,0 +1,1 @@
+"""Benchmarks (``pytest bench/ --benchmark``) and experiments (``python -m bench.NAME``)."""

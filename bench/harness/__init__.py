@@ -1,0 +1,1 @@
+"""What the benchmarks share: interleaved timing, checks, baselines and the file of results."""

@@ -1,0 +1,170 @@
+"""Plots: image grids, film strips from noise to data, and heavy tails.
+
+Needs the extra ``images``.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".pdf", ".svg")
+_COLORS = ("black", "tab:blue", "tab:orange")  # of the data, the model, its baseline
+
+
+def check(shape: tuple[int, ...], path: str | os.PathLike[str]) -> None:
+    """Raise where samples of this shape cannot be drawn into a file.
+
+    Args:
+        shape: Shape of one sample; images have 1 or 3 channels.
+        path: Path of the file, whose suffix names the format.
+
+    Raises:
+        ValueError: Not images, or another format.
+        ImportError: matplotlib is missing.
+    """
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise ValueError(
+            f"plots need samples of shape (1 or 3, height, width), the model's are {shape}"
+        )
+    if Path(path).suffix.lower() not in _FORMATS:
+        raise ValueError(
+            f"a picture's name must end in one of {', '.join(_FORMATS)}, got {str(path)!r}"
+        )
+    pyplot()
+
+
+def grid(
+    images: Tensor, path: str | os.PathLike[str], columns: int | None = None, scale: int = 2
+) -> None:
+    """Write images as one picture.
+
+    Args:
+        images: (n, 1 or 3, height, width) in [0, 1].
+        path: Path of the file.
+        columns: Images side by side; None makes the picture about square.
+        scale: Pixels of the picture per pixel of an image.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    n, channels, height, width = images.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    gap = 2
+    sheet = torch.ones(channels, rows * (height + gap) - gap, columns * (width + gap) - gap)
+    for i, image in enumerate(images.detach().cpu().float().clamp(0, 1)):
+        top, left = i // columns * (height + gap), i % columns * (width + gap)
+        sheet[:, top : top + height, left : left + width] = image
+    sheet = sheet.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    pyplot().imsave(path, sheet.permute(1, 2, 0).expand(-1, -1, 3).numpy())
+
+
+def film_strip(
+    frames: list[Tensor],
+    noise_levels: list[float],
+    path: str | os.PathLike[str],
+    log_range: tuple[float, float],
+) -> None:
+    """Write the states of a few samples from noise to data: a column per noise level.
+
+    Args:
+        frames: One (n, channels, height, width) tensor of positive states per noise level.
+        noise_levels: Noise level of every frame.
+        path: Path of the file.
+        log_range: Smallest and largest log x of the data. Each column shows log x over this range,
+            widened by its noise level, so that noise is not saturated.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    plt = pyplot()
+    n = len(frames[0])
+    figure, axes = plt.subplots(
+        n, len(frames), figsize=(1.1 * len(frames), 1.1 * n + 0.3), squeeze=False
+    )
+    for column, (frame, noise_level) in enumerate(zip(frames, noise_levels, strict=True)):
+        low, high = log_range[0] - 2 * noise_level, log_range[1] + 2 * noise_level
+        shown = ((frame.detach().cpu().abs().log() - low) / (high - low)).clamp(0, 1)
+        for row in range(n):
+            axes[row][column].imshow(shown[row].permute(1, 2, 0).expand(-1, -1, 3).numpy())
+            axes[row][column].set_axis_off()
+        axes[0][column].set_title(f"s = {noise_level:.2g}", fontsize=8)
+    figure.tight_layout(pad=0.2)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def heavy_tails(sets: dict[str, Tensor], path: str | os.PathLike[str], points: int = 4000) -> None:
+    """Write a pair plot of each set of vectors, and the survival functions of their norms.
+
+    Args:
+        sets: Up to three of (n, d) samples by name, the data first. Features are shown as
+            asinh(x / s), s the median of |x| in the data: linear in the bulk, logarithmic in the
+            tails.
+        path: Path of the file.
+        points: Number of samples of each set in the pair plots.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    plt = pyplot()
+    data = next(iter(sets.values())).double()
+    unit = data.abs().median(0).values
+    reach = float(np.quantile(torch.asinh(data / unit).abs().numpy(), 0.9999))
+    figure = plt.figure(figsize=(11, 11), layout="constrained")
+    blocks = figure.subfigures(2, 2).flatten()
+    for block, (name, x), color in zip(blocks, sets.items(), _COLORS, strict=False):
+        block.suptitle(name)
+        _pairs(block, torch.asinh(x[:points].double() / unit), reach, color)
+    axes = blocks[3].subplots()
+    for (name, x), color in zip(sets.items(), _COLORS, strict=False):
+        norms = x.double().norm(dim=1).sort().values
+        axes.loglog(norms, 1 - torch.arange(len(norms)) / len(norms), color=color, label=name)
+    axes.set(xlabel="r", ylabel="P(|x| > r)", title="survival function of the norm")
+    axes.legend(loc="lower left")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def _pairs(figure: Any, x: Tensor, reach: float, color: str) -> None:
+    """Draw scatter plots of every pair of features (n, d) below the diagonal, histograms on it."""
+    d = x.shape[1]
+    axes = figure.subplots(d, d, sharex=True, squeeze=False)
+    for i in range(d):
+        for j in range(d):
+            panel = axes[i][j]
+            if j > i:
+                panel.set_visible(False)
+                continue
+            panel.set(xlim=(-reach, reach), xticks=[], yticks=[])
+            if i == j:
+                panel.hist(x[:, i], bins=60, range=(-reach, reach), color=color)
+            else:
+                panel.set_ylim(-reach, reach)
+                panel.scatter(x[:, j], x[:, i], s=1, alpha=0.4, linewidths=0, color=color)
+
+
+def pyplot() -> Any:
+    """Return ``matplotlib.pyplot``, which draws into files.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError('plots need matplotlib: pip install "fastmsgm[images]"') from error
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    return pyplot

@@ -1,0 +1,53 @@
+"""Atomic writes, and the folder for cached files."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Replace ``path`` by what ``write`` puts into a temporary file beside it.
+
+    The temporary name is unique, so that two processes may write at once. The file and its folder
+    are synced to disk, so that neither a kill nor a power cut leaves half a file. When ``write``
+    raises, the old file stays and the temporary one is removed.
+
+    Args:
+        path: The file to replace; its folder must exist.
+        write: Called with the temporary path, which does not exist yet.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        write(temporary)
+        _sync(temporary, os.O_RDWR)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if os.name == "posix":  # Windows cannot open a folder
+        _sync(path.parent, os.O_RDONLY)
+
+
+def cache_folder() -> Path:
+    """Where downloaded data sets and computed tables are kept; it may not exist yet.
+
+    ``$FASTMSGM_CACHE``, else ``$XDG_CACHE_HOME/fastmsgm``, else ``~/.cache/fastmsgm``.
+
+    Raises:
+        RuntimeError: There is no home folder.
+    """
+    own = os.environ.get("FASTMSGM_CACHE")
+    if own:
+        return Path(own)
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return (Path(shared) if shared else Path.home() / ".cache") / "fastmsgm"
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

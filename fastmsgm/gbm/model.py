@@ -1,0 +1,249 @@
+"""GBMModel: a network for geometric Brownian motion, with its preconditioning and its prior.
+
+What the network's raw output means is in ``preconditioning.py``. A denoiser works on the state
+x / scale, with scale the geometric mean of every channel of images, else of every feature; score
+networks see x itself. With ``classes`` the network is class-conditional: it sees the class label
+of each sample beside the noise level.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fastmsgm.checks import check_floating_point, check_int, check_labels, check_offset
+from fastmsgm.gbm.loss import DenoisingLoss, MDSMLoss
+from fastmsgm.gbm.preconditioning import GBMPreconditioning
+from fastmsgm.gbm.prior import LogNormalPrior, feature_signs
+from fastmsgm.gbm.process import GBM, check_multiplicative
+from fastmsgm.gbm.solvers import SOLVERS, DaleLangevin, DPMSolverPP2M
+from fastmsgm.model import ScoreModel
+from fastmsgm.solver import Solver
+
+
+class GBMModel(ScoreModel):
+    """A network with a GBM process, its preconditioning and prior; see ``GBMModel.for_data``.
+
+    Args:
+        net: Module f(x, cond) -> like x, with cond of shape (n,): the noise level (log(s) / 4 for a
+            denoiser, else the time). With ``classes``, cond is (n, 2), float32: the class label
+            comes last.
+        process: The forward process.
+        prior: Where sampling starts, in the units of the process.
+        prediction: What f predicts, "denoiser", "hyvarinen" or "score".
+        scale: (1, ...) geometric means of the data with their signs; ones unless a denoiser.
+        log_std: Standard deviation of log(x / scale) over the data; a denoiser's preconditioning.
+        classes: Number of classes of labelled data, 0 for none.
+        offset: Added to the data before the process sees them (1.0 for images in [0, 1]), and
+            removed from samples.
+        bounds: The data's own range, to which samples are clamped, or None.
+        precision: "fp32", "bf16" or "fp16", what the network computes in. The state is float32.
+
+    Raises:
+        TypeError: net is not a module, process not a GBM, or classes not an int.
+        ValueError: An argument out of range, a number of classes that is not the network's, a prior
+            without a mean for each class, or a sigma that overflows float32.
+    """
+
+    family: ClassVar[str] = "GBM"
+    solvers = SOLVERS
+    preconditioning: GBMPreconditioning
+    scale: Tensor
+    means: Tensor
+
+    def __init__(
+        self,
+        net: nn.Module,
+        process: GBM,
+        prior: LogNormalPrior,
+        *,
+        prediction: str,
+        scale: Tensor,
+        log_std: float,
+        classes: int = 0,
+        offset: float = 0.0,
+        bounds: tuple[float, float] | None = None,
+        precision: str = "fp32",
+    ) -> None:
+        super().__init__(net, offset, bounds, precision)
+        self.preconditioning = GBMPreconditioning(process, prediction, log_std)
+        self.classes = check_int("classes", classes, 0)
+        config = getattr(net, "config", {})
+        known = config.get("classes", classes) if isinstance(config, dict) else classes
+        if known != classes:
+            raise ValueError(
+                f"classes must be the network's, {known}, got {classes}: build the network with "
+                f"classes={classes}, or give the model classes={known}"
+            )
+        if classes and len(prior.means) not in (1, classes):
+            raise ValueError(
+                f"classes must match the prior, which has {len(prior.means)} means; got {classes}: "
+                "give labels that hold every class"
+            )
+        process.check_range(max(prior.variance, log_std**2))
+        self.variance = prior.variance
+        self.register_buffer("scale", scale)
+        self.register_buffer("means", prior.means)
+
+    @classmethod
+    def for_data(
+        cls,
+        net: nn.Module,
+        process: GBM,
+        data: Tensor,
+        *,
+        prior: LogNormalPrior | None = None,
+        prediction: str = "denoiser",
+        labels: Tensor | None = None,
+        classes: int = 0,
+        offset: float = 0.0,
+        bounds: tuple[float, float] | None = None,
+        precision: str = "fp32",
+    ) -> GBMModel:
+        """Build a model whose prior and scale are fitted to data.
+
+        Args:
+            net: Module f(x, cond) -> like x, with cond of shape (n,), or (n, 2) with ``classes``.
+            process: The forward process.
+            data: (n, ...) floating point, in the data's own range.
+            prior: None fits one: for a denoiser the log-mean of every feature, else the paper's
+                one log-mean per channel; with ``labels`` the paper's class-average start.
+            prediction: What f predicts, "denoiser", "hyvarinen" or "score".
+            labels: (n,) class labels. With them, samples start from the class means, and every
+                class is sampled equally often.
+            classes: Number of classes that the network is conditioned on (``UNet(classes=...)``);
+                ``fit`` then needs labels.
+            offset: Number added to the data before the process sees them.
+            bounds: Range of the data, to which samples are clamped, or None.
+            precision: What the network computes in, "fp32", "bf16" or "fp16".
+
+        Returns:
+            An untrained model.
+
+        Raises:
+            TypeError: data is not a tensor of floating point, or an argument of the class.
+            ValueError: data with zeros after the offset, NaN, or features of both signs; or an
+                argument of the class.
+
+        Example:
+            >>> data = torch.exp(torch.randn(100, 3, generator=torch.Generator().manual_seed(0)))
+            >>> model = GBMModel.for_data(nets.MLP(3), GBM(sigma=8.0), data)
+            >>> model.prediction, model.shape
+            ('denoiser', (3,))
+        """
+        check_floating_point("data", data)
+        check_offset(offset)
+        x0 = data + offset
+        check_multiplicative("data", x0)
+        if prediction == "denoiser":
+            fitted = LogNormalPrior.per_feature(x0)
+            scale = LogNormalPrior.per_channel(x0).means if x0.ndim == 4 else fitted.means
+        else:
+            fitted = LogNormalPrior.per_channel(x0)
+            scale = torch.ones_like(feature_signs(x0))
+        if labels is not None:
+            check_labels(labels, len(x0), classes if classes > 0 else None)
+            fitted = LogNormalPrior.class_average(x0, labels)
+        log_std = float(torch.log((x0 / scale).abs()).double().std())
+        return cls(
+            net,
+            process,
+            fitted if prior is None else prior,
+            prediction=prediction,
+            scale=scale,
+            log_std=log_std,
+            classes=classes,
+            offset=offset,
+            bounds=bounds,
+            precision=precision,
+        )
+
+    @property
+    def process(self) -> GBM:
+        """The forward process."""
+        return self.preconditioning.process
+
+    @property
+    def prediction(self) -> str:
+        """What the network predicts, "denoiser", "hyvarinen" or "score"."""
+        return self.preconditioning.prediction
+
+    @property
+    def log_std(self) -> float:
+        """Standard deviation of log(x / scale) over the data."""
+        return self.preconditioning.log_std
+
+    @property
+    def objective(self) -> str:
+        """What trains the network: "dsm" in log space for a denoiser, else the paper's "m-dsm"."""
+        return "dsm" if self.preconditioning.denoiser else "m-dsm"
+
+    @property
+    def default_solver(self) -> Solver:
+        """SDE-DPM-Solver++(2M) for a denoiser, whose errors noise corrects, else Dale-Langevin."""
+        return DPMSolverPP2M(eta=1.0) if self.preconditioning.denoiser else DaleLangevin()
+
+    @property
+    def prior(self) -> LogNormalPrior:
+        """Where sampling starts, in the units of the process."""
+        return LogNormalPrior(self.means, self.variance)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.scale.shape[1:])
+
+    @property
+    def input_dtype(self) -> torch.dtype:
+        # A denoiser is fed in its own precision, a score network with the state.
+        return self.network_dtype if self.preconditioning.denoiser else torch.float32
+
+    def loss(self, x0: Tensor, stream: Tensor, step: int, labels: Tensor | None = None) -> Tensor:
+        loss = DenoisingLoss() if self.preconditioning.denoiser else MDSMLoss()
+        return loss(self, x0, stream, step, labels)
+
+    def to_state(self, data: Tensor) -> Tensor:
+        return ((data + self.offset) / self.scale).contiguous()
+
+    def to_process(self, state: Tensor) -> Tensor:
+        return state * self.scale
+
+    def check_states(self, states: Tensor) -> None:
+        check_multiplicative("data", states)
+        if self.preconditioning.denoiser and not bool((states > 0).all()):
+            raise ValueError(
+                "data must keep, in every feature, the sign of the data that the model was built "
+                "for"
+            )
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "process": {"name": self.family, **asdict(self.process)},
+            "prior": {"variance": self.variance},
+            "prediction": self.prediction,
+            "log_std": self.log_std,
+            "classes": self.classes,
+            "offset": self.offset,
+            "bounds": self.bounds,
+            "shape": self.shape,
+        }
+
+    @classmethod
+    def from_config(
+        cls, net: nn.Module, config: dict[str, Any], weights: dict[str, Tensor]
+    ) -> GBMModel:
+        process = GBM(**{k: v for k, v in config["process"].items() if k != "name"})
+        return cls(
+            net,
+            process,
+            LogNormalPrior(weights["means"], config["prior"]["variance"]),
+            prediction=config["prediction"],
+            scale=weights["scale"],
+            log_std=config["log_std"],
+            classes=config["classes"],
+            offset=config["offset"],
+            bounds=config["bounds"] and tuple(config["bounds"]),
+            precision=config["precision"],
+        )

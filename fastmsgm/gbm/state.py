@@ -1,0 +1,147 @@
+"""GBMPlan and GBMState: the table of a whole run, and the arrays of a chunk that follows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastmsgm import ops, rng
+from fastmsgm.gbm.preconditioning import GBMPreconditioning
+from fastmsgm.gbm.prior import LogNormalPrior
+from fastmsgm.model import ScoreModel
+from fastmsgm.solver import Plan
+from fastmsgm.state import SamplerState
+
+
+class GBMStepFlags(NamedTuple):
+    """Compile-time switches of ``gbm_step``.
+
+    Args:
+        stein_score: The network gives a Stein score, so g = x f.
+        sign_agnostic: The update adds to x instead of log|x|.
+        log_state: The row uses log|x|.
+    """
+
+    stein_score: bool
+    sign_agnostic: bool
+    log_state: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class GBMPlan(Plan):
+    """One network call and one ``gbm_step`` for every row of ``reference.GBM_COLUMNS``.
+
+    Args:
+        preconditioning: The preconditioning of the model.
+        multistep: D is kept from step to step.
+        flags: Step flags of all steps.
+    """
+
+    preconditioning: GBMPreconditioning
+    multistep: bool
+    flags: GBMStepFlags
+
+    def state(self, model: Any, size: int, label: int | None = None) -> GBMState:
+        means = (model.prior.means / model.scale).contiguous()
+        return GBMState(self, model, LogNormalPrior(means, model.prior.variance), size, label)
+
+
+class GBMState(SamplerState):
+    """The state x / scale of a chunk.
+
+    Args:
+        plan: What it follows.
+        model: Gives shape, device, dtype and number of classes.
+        prior: In the units of the state.
+        size: Number of samples.
+        label: The class of all samples; None takes the classes in turn.
+    """
+
+    def __init__(
+        self,
+        plan: GBMPlan,
+        model: ScoreModel,
+        prior: LogNormalPrior,
+        size: int,
+        label: int | None,
+    ) -> None:
+        device = model.device
+        self.size, self.label, self.classes, self.means = size, label, model.classes, prior.means
+        self.flags = [plan.flags] * plan.nfe
+        self.table = torch.from_numpy(plan.table).to(device, torch.float32)
+        self.class_cond, self.cond = self._allocate_cond(plan, device)
+        first = plan.noise_levels[:1]
+        shift = float(plan.preconditioning.shift(first)[0])
+        c_in = plan.preconditioning.coefficients(first)[0, 3]
+        start = torch.tensor([shift, prior.std(float(first[0])), c_in])
+        self.prior_coefficients = start.to(device, torch.float32).expand(size, 3)
+        self._x = torch.empty((size, *model.shape), dtype=torch.float32, device=device)
+        self.log_input = (
+            torch.empty_like(self._x, dtype=model.input_dtype)
+            if plan.preconditioning.denoiser
+            else None
+        )
+        self.model_input = self._x if self.log_input is None else self.log_input
+        self.prev_denoised = torch.zeros_like(self._x) if plan.multistep else None
+
+    def _allocate_cond(
+        self, plan: GBMPlan, device: torch.device
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the conditioning of all steps, and its views step by step."""
+        # Unlabelled rows start at multiples of 16 bytes, which compiled code expects.
+        cond = torch.zeros(plan.nfe, 4, device=device)[:, :1]
+        cond.copy_(torch.from_numpy(plan.c_noise)[:, None])
+        cond = cond.expand(-1, self.size)
+        if self.classes:
+            cond = torch.stack((cond, torch.zeros_like(cond)), dim=2)
+        return cond, cond.unbind(0)
+
+    def sample_prior(self, stream: Tensor) -> None:
+        if self.prev_denoised is not None:
+            self.prev_denoised.zero_()  # NaN of an earlier chunk would survive a factor of 0
+        samples = stream[1] + torch.arange(self.size, device=self._x.device)
+        if self.label is not None:
+            samples = torch.full_like(samples, self.label)
+        means = self.means[samples % len(self.means)]
+        if self.classes:
+            self.class_cond[:, :, 1] = samples % self.classes
+        ops.gbm_perturb_(
+            means,
+            self.prior_coefficients,
+            stream,
+            rng.Purpose.PRIOR,
+            0,
+            x_t=self._x,
+            model_input=self.log_input,
+            z=None,
+        )
+
+    def step(
+        self,
+        flags: GBMStepFlags,
+        model_output: Tensor,
+        stream: Tensor,
+        first_nonfinite_step: Tensor,
+    ) -> None:
+        ops.gbm_step_(
+            self._x,
+            model_output,
+            self.table,
+            stream,
+            0,
+            first_nonfinite_step,
+            self.prev_denoised,
+            self.log_input,
+            *flags,
+        )
+
+    def x(self, samples: slice) -> Tensor:
+        return self._x[samples]
+
+    def denoised(self) -> Tensor | None:
+        if self.prev_denoised is None:
+            return None
+        return torch.copysign(torch.exp(self.prev_denoised), self._x)

@@ -1,0 +1,252 @@
+"""RotationModel: a score network for norm-preserving diffusion.
+
+It is conditioned on two numbers, the noise level as (log B + 3) / 3 and the standardised log-norm;
+``preconditioning.py`` says what it sees and what its output means. Norms are never noised: samples
+take theirs from the prior.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fastmsgm.checks import check_floating_point, check_offset
+from fastmsgm.rotation import ring, spherical
+from fastmsgm.rotation.loss import SphericalDenoisingLoss
+from fastmsgm.rotation.preconditioning import RotationPreconditioning
+from fastmsgm.rotation.prior import RadialPrior
+from fastmsgm.rotation.process import Rotation, check_dense, check_directions
+from fastmsgm.sde import runge_kutta
+from fastmsgm.sde.model import SDEModel
+from fastmsgm.sde.sliced import SlicedScoreMatching
+from fastmsgm.solver import Solver
+from fastmsgm.types import Array
+
+FORWARD_STEPS = 64  # of ``Rotation.simulate`` in training
+OBJECTIVES = ("dsm", "ssm")
+_log = logging.getLogger("fastmsgm")
+
+
+class RotationModel(SDEModel):
+    """A network with a rotation process, its preconditioning and prior; see ``for_data``.
+
+    Args:
+        net: Module f(x, cond) -> like x, with cond of shape (n, 2): noise level and log-norm.
+        process: The forward process.
+        prior: The distribution of the norms.
+        shape: Shape of one sample.
+        objective: What trains it: "dsm", denoising score matching with the heat kernel of the
+            sphere (isotropic noise), or "ssm", the paper's sliced score matching.
+        probes: Probes of sliced score matching: "rademacher", "gaussian" or "sphere".
+        offset: Added to the data before the process sees them, and removed from samples.
+        bounds: The data's own range, to which samples are clamped, or None.
+        precision: "fp32", "bf16" or "fp16", what the network computes in. The state is float32.
+
+    Raises:
+        TypeError: net is not a module, or process not a Rotation.
+        ValueError: An argument out of range, or the objective "dsm" for noise without a known
+            conditional score.
+    """
+
+    family: ClassVar[str] = "Rotation"
+    solvers: ClassVar[Mapping[str, Any]] = spherical.SOLVERS | ring.SOLVERS | runge_kutta.SOLVERS
+    preconditioning: RotationPreconditioning
+    log_norms: Tensor
+
+    def __init__(
+        self,
+        net: nn.Module,
+        process: Rotation,
+        prior: RadialPrior,
+        *,
+        shape: tuple[int, ...],
+        objective: str,
+        probes: str = "rademacher",
+        offset: float = 0.0,
+        bounds: tuple[float, float] | None = None,
+        precision: str = "fp32",
+    ) -> None:
+        super().__init__(net, offset, bounds, precision)
+        d = math.prod(shape)
+        self.preconditioning = RotationPreconditioning(process, d)
+        if objective not in OBJECTIVES:
+            raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
+        self.sliced = SlicedScoreMatching(probes)
+        if objective == "dsm" and process.noise != "isotropic":
+            raise ValueError(
+                'objective "dsm" needs isotropic noise, whose conditional score is known, got '
+                f'{process}: use "ssm"'
+            )
+        if len(shape) < 1 or d < 2:
+            raise ValueError(
+                f"shape must have at least one axis and 2 features, got {tuple(shape)}"
+            )
+        if process.noise == "dense":
+            check_dense(d)
+        if process.noise == "ring" and process.B_max < d * d / 4:
+            _log.warning(
+                "ring noise reaches uniform directions at an integrated beta of about d^2 / 4 = "
+                "%g, the process ends at %g: the prior differs from the distribution of the noised "
+                "data; raise beta_max",
+                d * d / 4,
+                process.B_max,
+            )
+        self._shape, self._objective = tuple(shape), objective
+        self.bandwidth, self.tail = prior.bandwidth, prior.tail
+        self.register_buffer("log_norms", prior.log_norms)
+        self._log_norm_mean, self._log_norm_std = _moments(prior.log_norms)
+        self.register_load_state_dict_post_hook(lambda *_: self._standardise())
+
+    @classmethod
+    def for_data(
+        cls,
+        net: nn.Module,
+        process: Rotation,
+        data: Tensor,
+        *,
+        prior: RadialPrior | None = None,
+        objective: str | None = None,
+        probes: str = "rademacher",
+        offset: float = 0.0,
+        bounds: tuple[float, float] | None = None,
+        precision: str = "fp32",
+    ) -> RotationModel:
+        """Build a model whose prior is fitted to data.
+
+        Args:
+            net: Module f(x, cond) -> like x, with cond of shape (n, 2).
+            process: The forward process.
+            data: (n, ...) floating point, in the data's own range.
+            prior: None is the eCDF of the data's norms (``RadialPrior.fit``).
+            objective: None is "dsm" for isotropic noise, else "ssm".
+            probes: Probes of sliced score matching, "rademacher", "gaussian" or "sphere".
+            offset: Number added to the data before the process sees them.
+            bounds: Range of the data, to which samples are clamped, or None.
+            precision: What the network computes in, "fp32", "bf16" or "fp16".
+
+        Returns:
+            An untrained model.
+
+        Raises:
+            TypeError: data is not a tensor of floating point, or an argument of the class.
+            ValueError: data without directions (zero vectors after the offset, NaN), or an
+                argument of the class.
+
+        Example:
+            >>> data = synthetic.correlated_cauchy(1000, d=4)
+            >>> model = RotationModel.for_data(nets.MLP(4, cond_dim=2), Rotation(), data)
+            >>> model.objective, model.shape
+            ('dsm', (4,))
+        """
+        check_floating_point("data", data)
+        check_offset(offset)
+        x0 = data + offset
+        check_directions("data", x0)
+        return cls(
+            net,
+            process,
+            RadialPrior.fit(x0) if prior is None else prior,
+            shape=tuple(data.shape[1:]),
+            objective=objective or ("dsm" if process.noise == "isotropic" else "ssm"),
+            probes=probes,
+            offset=offset,
+            bounds=bounds,
+            precision=precision,
+        )
+
+    def _standardise(self) -> None:
+        """Recompute the mean and deviation that standardise log-norms, after loading weights."""
+        self._log_norm_mean, self._log_norm_std = _moments(self.log_norms)
+
+    @property
+    def process(self) -> Rotation:
+        """The forward process."""
+        return self.preconditioning.process
+
+    @property
+    def prediction(self) -> str:
+        """The tangential score of the direction times sqrt(d) / rho(B): "score"."""
+        return "score"
+
+    @property
+    def objective(self) -> str:
+        """What trains the network, "dsm" or "ssm"."""
+        return self._objective
+
+    @property
+    def default_solver(self) -> Solver:
+        """DPM-Solver++(2M) for isotropic noise, ring splitting, RK4 on the SDE for dense noise."""
+        if self.process.noise == "isotropic":
+            return spherical.SphericalMultistep()
+        return (
+            ring.RingSplitting() if self.process.noise == "ring" else runge_kutta.StratonovichRK4()
+        )
+
+    @property
+    def prior(self) -> RadialPrior:
+        """The distribution of the norms."""
+        return RadialPrior(self.log_norms, self.bandwidth, self.tail)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._shape
+
+    def loss(self, x0: Tensor, stream: Tensor, step: int, labels: Tensor | None = None) -> Tensor:
+        loss = SphericalDenoisingLoss() if self.objective == "dsm" else self.sliced
+        return loss(self, x0, stream, step)
+
+    def cond(self, c_noise: Array, norms: Tensor) -> Tensor:
+        """Return (n, 2) float32: the noise level and the standardised log-norm."""
+        level = torch.from_numpy(c_noise).to(norms.device, torch.float32).expand(len(norms))
+        log_norm = (torch.log(norms) - self._log_norm_mean) / self._log_norm_std
+        return torch.stack((level, log_norm), dim=1)
+
+    def perturb_state(self, x0: Tensor, B: Array, stream: Tensor, step: int) -> Tensor:
+        """Sample the direction of x_t given x0 (n, d): one shot for isotropic noise."""
+        u0 = x0 / x0.norm(dim=1, keepdim=True)
+        return self.process.perturb_directions(u0, B, stream, step, FORWARD_STEPS)
+
+    def to_state(self, data: Tensor) -> Tensor:
+        return (data + self.offset).contiguous()
+
+    def check_states(self, states: Tensor) -> None:
+        check_directions("data", states)
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "process": {"name": self.family, **asdict(self.process)},
+            "prior": {"bandwidth": self.bandwidth, "tail": self.tail},
+            "objective": self.objective,
+            "probes": self.sliced.probes,
+            "offset": self.offset,
+            "bounds": self.bounds,
+            "shape": self.shape,
+        }
+
+    @classmethod
+    def from_config(
+        cls, net: nn.Module, config: dict[str, Any], weights: dict[str, Tensor]
+    ) -> RotationModel:
+        process = Rotation(**{k: v for k, v in config["process"].items() if k != "name"})
+        return cls(
+            net,
+            process,
+            RadialPrior(weights["log_norms"], **config["prior"]),
+            shape=tuple(config["shape"]),
+            objective=config["objective"],
+            probes=config["probes"],
+            offset=config["offset"],
+            bounds=config["bounds"] and tuple(config["bounds"]),
+            precision=config["precision"],
+        )
+
+
+def _moments(log_norms: Tensor) -> tuple[float, float]:
+    """Return mean and standard deviation, the latter at least 1e-3."""
+    return float(log_norms.mean()), max(float(log_norms.std(correction=0)), 1e-3)

@@ -1,0 +1,79 @@
+"""RotationPreconditioning: what a network's raw output f means, at every integrated beta B.
+
+The network sees the direction u = x / |x|, scaled to unit variance: sqrt(d) u. Only the tangent
+part of its output counts, n = P_u f / sqrt(d). It gives
+
+    the score of the direction    rho(B) n,           rho = (d - 1) / sqrt(e^B - 1)
+    the denoised direction        D = alpha u + sigma n,
+
+with alpha = e^{-B/2} and sigma = sqrt(1 - e^{-B}); D estimates the clean direction and need not
+have unit length. For isotropic noise f has unit variance at every B. Ring and dense noise approach
+the uniform distribution more slowly, so that there f grows with B.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastmsgm.rotation import heat_kernel
+from fastmsgm.rotation.process import Rotation
+from fastmsgm.sde.beta_schedule import alpha, sigma
+from fastmsgm.sde.model import SDEPreconditioning
+from fastmsgm.types import Array
+
+B_MIN = 1e-4  # the smallest integrated beta of training, from which solvers step to 0
+
+
+@dataclass(frozen=True)
+class RotationPreconditioning(SDEPreconditioning):
+    """What solvers and losses need to know of a rotation model.
+
+    Args:
+        process: The forward process.
+        d: Number of features of a sample.
+
+    Raises:
+        TypeError: process is not a Rotation.
+        ValueError: A process that ends below the smallest integrated beta.
+    """
+
+    process: Rotation
+    d: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.process, Rotation):
+            raise TypeError(
+                f"process must be a Rotation, got {type(self.process).__name__}: give Rotation()"
+            )
+        if self.process.B_max <= B_MIN:
+            raise ValueError(
+                f"the process's integrated beta must end above {B_MIN}, got "
+                f"{self.process.B_max:g}: raise beta_max"
+            )
+
+    @property
+    def c_in(self) -> float:
+        return math.sqrt(self.d)
+
+    def score(self, model_output: Tensor, B: Array) -> Tensor:
+        """Return the score of the direction, not projected: G^T removes its radial part."""
+        scale = torch.from_numpy(self.coefficients(B)[:, 2:])
+        return model_output * scale.to(model_output.device, torch.float32)
+
+    def coefficients(self, B: Array) -> Array:
+        """Return alpha, sigma / sqrt(d), rho / sqrt(d): D and the score from f's tangent part.
+
+        Args:
+            B: (R,) integrated betas.
+
+        Returns:
+            (R, 3) float64.
+        """
+        root = math.sqrt(self.d)
+        rho = heat_kernel.rho(B, self.d)
+        return np.stack((alpha(B), sigma(B) / root, rho / root), axis=1)

@@ -1,0 +1,7 @@
+"""Dynamics in the ambient space R^d: schedules, Runge-Kutta solvers, sliced score matching, VP."""
+
+from .beta_schedule import LinearBetaSchedule
+from .sliced import SlicedScoreMatching
+from .vp import VP, VPModel
+
+__all__ = ["VP", "LinearBetaSchedule", "SlicedScoreMatching", "VPModel"]

@@ -1,0 +1,99 @@
+"""All solvers, by class and by name.
+
+``GBMModel.solvers``, ``RotationModel.solvers`` and ``VPModel.solvers`` hold those of a family by
+name; ``resolve`` looks a name up.
+"""
+
+from __future__ import annotations
+
+from fastmsgm.gbm.solvers import (
+    ERSDE2,
+    PUBLISHED,
+    DaleLangevin,
+    DPMSolverPP2M,
+    Euler,
+    Heun,
+    LogSolver,
+    MultistepSolver,
+    PaperSolver,
+    SignAgnostic,
+)
+from fastmsgm.gbm.state import GBMPlan
+from fastmsgm.model import ScoreModel
+from fastmsgm.rotation.ring import RingSplitting
+from fastmsgm.rotation.spherical import (
+    GeodesicEuler,
+    GeodesicHeun,
+    SphericalMultistep,
+    SphericalSolver,
+)
+from fastmsgm.rotation.state import RingPlan, SphericalPlan
+from fastmsgm.sde.runge_kutta import (
+    EulerMaruyama,
+    RungeKuttaPlan,
+    RungeKuttaSolver,
+    StratonovichHeun,
+    StratonovichRK4,
+)
+from fastmsgm.solver import Plan, Solver, karras_sigmas
+
+__all__ = [
+    "ERSDE2",
+    "PUBLISHED",
+    "DPMSolverPP2M",
+    "DaleLangevin",
+    "Euler",
+    "EulerMaruyama",
+    "GBMPlan",
+    "GeodesicEuler",
+    "GeodesicHeun",
+    "Heun",
+    "LogSolver",
+    "MultistepSolver",
+    "PaperSolver",
+    "Plan",
+    "RingPlan",
+    "RingSplitting",
+    "RungeKuttaPlan",
+    "RungeKuttaSolver",
+    "SignAgnostic",
+    "Solver",
+    "SphericalMultistep",
+    "SphericalPlan",
+    "SphericalSolver",
+    "StratonovichHeun",
+    "StratonovichRK4",
+    "karras_sigmas",
+    "resolve",
+]
+
+
+def resolve(solver: str | Solver | None, model: ScoreModel) -> Solver:
+    """Return a solver from its name, from itself, or the model's default for None.
+
+    Args:
+        solver: A key of ``model.solvers``, a Solver, or None.
+        model: The model to be sampled.
+
+    Raises:
+        TypeError: Neither a name nor a Solver.
+        ValueError: A name that the model's family does not have.
+
+    Example:
+        >>> resolve(None, fastmsgm.load("fashion-gbm"))
+        DPMSolverPP2M(eta=1.0)
+    """
+    if solver is None:
+        return model.default_solver
+    if isinstance(solver, Solver):
+        return solver
+    if not isinstance(solver, str):
+        raise TypeError(
+            f"solver must be a name or a Solver, got {solver!r} ({type(solver).__name__})"
+        )
+    if solver not in model.solvers:
+        raise ValueError(
+            f"solver must be one of {', '.join(model.solvers)}, got {solver!r} for a "
+            f"{model.family} model"
+        )
+    return model.solvers[solver]()

@@ -1,0 +1,406 @@
+"""RotationModel: what its network sees, training, samples, files, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fastmsgm import NonFiniteError, ScoreModel, Step, fit, load, rng, sample
+from fastmsgm.gbm import GBM, GBMModel
+from fastmsgm.nets import MLP, UNet
+from fastmsgm.rotation import RadialPrior, Rotation, RotationModel
+from fastmsgm.rotation.heat_kernel import kappa, rho
+from fastmsgm.rotation.preconditioning import B_MIN, RotationPreconditioning
+from tests.rotation.exact import TiltedNet, exact_model, heavy_tails, unit, vectors
+
+# Many small operations: a second thread costs more than it gives.
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def images(**options: Any) -> RotationModel:
+    torch.manual_seed(0)
+    net = UNet(1, 16, 32, 1, 2, cond_dim=2)
+    nn.init.normal_(net.out.weight, std=0.05)
+    data = torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    return RotationModel.for_data(net, Rotation(), data, **{"offset": -0.5, **options}).eval()
+
+
+def sampled(model: ScoreModel | str, n: int, **options: Any) -> Tensor:
+    return sample(model, n, **{"progress": False, "batch_size": 64, **options})
+
+
+# ---- what the network sees, and what its output means ----
+
+
+def test_the_conditioning_is_the_noise_level_and_the_standardised_log_norm() -> None:
+    x, B = heavy_tails(500), np.geomspace(1e-4, 10, 500)
+    model, norms = RotationModel.for_data(MLP(3, cond_dim=2), Rotation(), x), x.norm(dim=1)
+    c_noise = model.preconditioning.c_noise(B)
+    assert c_noise == pytest.approx((np.log(B) + 3) / 3)
+    cond = model.cond(c_noise, norms)
+    assert cond.dtype == torch.float32
+    assert cond[:, 0].numpy() == pytest.approx(c_noise, rel=1e-5)
+    assert float(cond[:, 1].mean()) == pytest.approx(0, abs=1e-5)
+    assert float(cond[:, 1].std(correction=0)) == pytest.approx(1, abs=1e-5)
+    one = model.cond(model.preconditioning.c_noise(np.array([2.0])), norms)
+    assert one[:, 0].unique().tolist() == pytest.approx([(math.log(2) + 3) / 3])
+    assert torch.equal(one[:, 1], cond[:, 1])
+
+
+def test_the_denoised_direction_and_the_score_are_one_prediction() -> None:
+    """rho n = kappa (D - alpha u), for both columns of coefficients."""
+    preconditioning, B = vectors(d=5).preconditioning, np.geomspace(1e-4, 10, 20)
+    alpha, sigma, scale = preconditioning.coefficients(B).T
+    assert alpha == pytest.approx(np.exp(-B / 2))
+    assert scale == pytest.approx(kappa(B, 5) * sigma)
+    assert scale == pytest.approx(rho(B, 5) / math.sqrt(5))
+    f = torch.randn(20, 5, generator=torch.Generator().manual_seed(0))
+    expected = f * torch.from_numpy(scale).float()[:, None]
+    torch.testing.assert_close(preconditioning.score(f, B), expected)
+
+
+@pytest.mark.parametrize("d", [3, 16])
+def test_the_network_sees_unit_variance_in_every_step(d: int) -> None:
+    model, seen = vectors(d=d), list[tuple[Tensor, Tensor]]()
+
+    class Spy(nn.Module):
+        def forward(self, x: Tensor, c: Tensor) -> Tensor:
+            seen.append((x.clone(), c.clone()))
+            return torch.zeros_like(x)
+
+    model.net = Spy()
+    sampled(model, 50, steps=2)
+    assert len(seen) == 2
+    for x, c in seen:
+        assert c.shape == (len(x), 2)
+        assert float((x.double().square().mean(1) - 1).abs().max()) < 1e-6
+
+
+def test_directions_depend_on_the_network_alone() -> None:
+    """Norms and directions of the samples are independent where the network ignores the norm."""
+    model = exact_model(TiltedNet(Rotation(), torch.tensor([0.9, 0.0, 0.0])), 3)
+    x = sampled(model, 4000, steps=8, batch_size=4000)
+    cos, logs = unit(x)[:, 0], x.double().norm(dim=1).log()
+    assert abs(float(torch.corrcoef(torch.stack((cos, logs)))[0, 1])) < 4.5 / 4000**0.5
+
+
+# ---- fit ----
+
+
+def train(model: RotationModel, x: Tensor, **options: Any) -> RotationModel:
+    return fit(
+        model, x, **{"steps": 10, "batch_size": 16, "warmup": 2, "progress": False, **options}
+    )
+
+
+@pytest.mark.parametrize(
+    ("process", "options"),
+    [
+        (Rotation(), {}),
+        (Rotation(), {"objective": "ssm", "probes": "sphere"}),
+        (Rotation("dense"), {}),
+    ],
+)
+def test_a_stopped_run_goes_on_exactly(
+    process: Rotation, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastmsgm.trainer.FLUSH_EVERY", 3)
+    monkeypatch.setattr("fastmsgm.trainer.CHECKPOINT_SECONDS", 0.0)
+    whole = train(vectors(process, **options), heavy_tails(), out=tmp_path / "whole")
+    original = RotationModel.loss
+
+    def cut(model: RotationModel, x0: Tensor, stream: Tensor, step: int, *rest: Any) -> Tensor:
+        if step == 7:
+            raise OSError("power cut")
+        return original(model, x0, stream, step, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RotationModel, "loss", cut)
+        with pytest.raises(OSError, match="power cut"):
+            train(vectors(process, **options), heavy_tails(), out=tmp_path / "cut")
+    resumed = train(vectors(process, **options), heavy_tails(), out=tmp_path / "cut")
+    curves = [(tmp_path / run / "loss.csv").read_text() for run in ("cut", "whole")]
+    assert curves[0] == curves[1]
+    for a, b in zip(whole.net.parameters(), resumed.net.parameters(), strict=True):
+        assert torch.equal(a, b)
+    other = vectors(Rotation(process.noise, beta_max=10.0), **options)
+    with pytest.raises(ValueError, match=r"holds a run with other settings .*'process'"):
+        train(other, heavy_tails(), out=tmp_path / "cut")
+
+
+@pytest.mark.parametrize("process", [Rotation(), Rotation("ring")])
+def test_fit_learns(process: Rotation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastmsgm.rotation.model.FORWARD_STEPS", 8)
+    x = torch.tensor([1.0, 2.0, -1.0]) * torch.exp(torch.linspace(-1, 1, 300))[:, None]
+    torch.manual_seed(0)
+    model = RotationModel.for_data(MLP(3, 32, 2, cond_dim=2), process, x)
+    before = model.loss(x, rng.stream(9), 0).item()
+    train(model, x, steps=100, batch_size=64, lr=5e-3, ema=0.8)
+    after = model.loss(x, rng.stream(9), 0).item()
+    assert after < (0.5 * before if model.objective == "dsm" else before - 0.1)
+
+
+# ---- samples ----
+
+
+TAILED = RadialPrior.fit(heavy_tails(), smooth=True, pareto=0.1)
+
+
+@pytest.mark.parametrize(
+    ("build", "batch_size"),
+    [
+        (vectors, None),
+        (vectors, 32),
+        (images, 32),
+        (lambda: vectors(Rotation("ring")), 32),
+        (lambda: vectors(prior=TAILED), 32),
+    ],
+)
+def test_a_part_of_the_stream_is_bit_equal(
+    build: Callable[[], RotationModel], batch_size: int | None
+) -> None:
+    model = build()
+    options: dict[str, Any] = {"seed": 3, "steps": 4, "batch_size": batch_size}
+    whole = sampled(model, 100, **options)
+    assert torch.equal(whole[40:60], sampled(model, 20, start=40, **options))
+    assert torch.equal(whole[99:], sampled(model, 1, start=99, **options))
+    assert len(whole.unique(dim=0)) == 100
+
+
+@pytest.mark.parametrize(
+    "solver", ["euler", "sde-dpm++2m", "geodesic-euler", "geodesic-heun", "stratonovich-heun"]
+)
+def test_a_part_of_the_stream_is_bit_equal_for_other_solvers(solver: str) -> None:
+    options: dict[str, Any] = {"seed": 3, "steps": 4, "batch_size": 32, "solver": solver}
+    whole = sampled(vectors(), 100, **options)
+    assert torch.equal(whole[40:60], sampled(vectors(), 20, start=40, **options))
+    assert not torch.equal(whole, sampled(vectors(), 100, **{**options, "seed": 4}))
+
+
+def test_samples_have_the_norms_of_the_prior_and_the_range_of_the_data() -> None:
+    model, x = vectors(), sampled(vectors(), 500, seed=2, steps=3)
+    expected = model.prior.sample(500, rng.stream(2))
+    torch.testing.assert_close(x.norm(dim=1), expected, rtol=1e-6, atol=0)
+    clamped = sampled(images(bounds=(0.0, 1.0)), 30, steps=3)
+    assert clamped.shape == (30, 1, 4, 4)
+    assert float(clamped.min()) >= 0
+    assert float(clamped.max()) <= 1
+    unclamped = sampled(images(), 30, steps=3)
+    assert torch.equal(unclamped.clamp(0, 1), clamped)
+    norms = images().prior.sample(30, rng.stream(0))
+    torch.testing.assert_close((unclamped - 0.5).flatten(1).norm(dim=1), norms, rtol=1e-5, atol=0)
+
+
+def test_callbacks_see_state_and_denoised_of_the_samples_norm() -> None:
+    model, steps = vectors(), list[Step]()
+    x = sampled(model, 20, steps=5, batch_size=32, callback=steps.append)
+    noise_levels = [step.noise_level for step in steps]
+    assert noise_levels[0] == pytest.approx(model.process.B_max)
+    assert noise_levels[-2:] == [pytest.approx(B_MIN), 0]
+    assert noise_levels == sorted(noise_levels, reverse=True)
+    norms = x.norm(dim=1)
+    for step in steps:
+        torch.testing.assert_close(step.x[:20].norm(dim=1), norms, rtol=1e-6, atol=0)
+        assert (step.denoised is None) == (step.index == 0)
+        if step.denoised is not None:
+            torch.testing.assert_close(step.denoised[:20].norm(dim=1), norms, rtol=1e-6, atol=0)
+    assert torch.equal(steps[-1].x[:20], x)
+    assert steps[-1].denoised is not None
+    torch.testing.assert_close(steps[-1].denoised[:20], x, rtol=1e-5, atol=1e-6)
+
+
+def test_a_nonfinite_sample_is_named() -> None:
+    model = vectors()
+    inner = model.net.forward
+    model.net.forward = lambda x, c: inner(x, c).index_fill(0, torch.tensor([5]), math.nan)
+    with pytest.raises(NonFiniteError, match=r"non-finite state at step 0 in 1 samples \(5\)"):
+        sampled(model, 20, steps=3)
+    assert sampled(model, 5, steps=3).isfinite().all()
+
+
+# ---- files ----
+
+
+@pytest.mark.parametrize("build", [vectors, images])
+def test_samples_after_load_are_bit_equal(
+    build: Callable[..., RotationModel], tmp_path: Path
+) -> None:
+    prior = RadialPrior.fit(heavy_tails(), smooth=True, pareto=0.1)
+    model = build(prior=prior, bounds=(-5.0, 5.0), offset=0.25)
+    model.save(tmp_path)
+    again = load(tmp_path)
+    assert isinstance(again, RotationModel)
+    names = "process objective sliced offset bounds shape precision bandwidth tail"
+    for name in names.split():
+        assert getattr(again, name) == getattr(model, name), name
+    assert torch.equal(again.log_norms, model.log_norms)
+    options: dict[str, Any] = {"steps": 4, "solver": "sde-dpm++2m", "seed": 1}
+    expected = sampled(model, 50, **options)
+    assert torch.equal(sampled(again, 50, **options), expected)
+    assert torch.equal(sampled(str(tmp_path), 50, **options), expected)
+
+
+@pytest.mark.parametrize("noise", ["ring", "dense"])
+def test_save_and_load_of_other_noises(noise: str, tmp_path: Path) -> None:
+    process = Rotation(noise, beta_min=0.2, beta_max=8.0, seed=3)
+    model = vectors(process, probes="gaussian", precision="bf16")
+    model.save(tmp_path, torch.float16)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["process"] == {
+        "name": "Rotation",
+        "noise": noise,
+        "beta_min": 0.2,
+        "beta_max": 8.0,
+        "seed": 3,
+    }
+    assert config["shape"] == [3]
+    assert config["probes"] == "gaussian"
+    weights = load_file(tmp_path / "model.safetensors")
+    assert weights["log_norms"].dtype == torch.float32
+    again = load(tmp_path)
+    assert isinstance(again, RotationModel)
+    assert (again.process, again.objective) == (process, "ssm")
+    assert again.sliced.probes == "gaussian"
+    assert again.precision == "bf16"
+    assert torch.equal(again.log_norms, model.log_norms)
+
+
+def test_loaded_norms_set_the_conditioning() -> None:
+    torch.manual_seed(0)
+    small, large = torch.randn(50, 3), 100 * torch.randn(50, 3)
+    ours, theirs = (
+        RotationModel.for_data(MLP(3, 8, cond_dim=2), Rotation(), x) for x in (small, large)
+    )
+    ours.load_state_dict(theirs.state_dict())
+    c_noise, norms = np.ones(50), large.norm(dim=1)
+    assert torch.equal(ours.cond(c_noise, norms), theirs.cond(c_noise, norms))
+
+
+# ---- errors ----
+
+
+@pytest.mark.parametrize(
+    ("process", "options", "message"),
+    [
+        (Rotation(), {"objective": "esm"}, "objective must be one of dsm, ssm, got 'esm'"),
+        (
+            Rotation(),
+            {"probes": "uniform"},
+            "probes must be one of rademacher, gaussian, sphere, got 'uniform'",
+        ),
+        (
+            Rotation("ring"),
+            {"objective": "dsm"},
+            r'objective "dsm" needs isotropic noise, .*ring.*: use "ssm"',
+        ),
+        (
+            Rotation("dense"),
+            {"objective": "dsm"},
+            r'objective "dsm" needs isotropic noise, .*dense.*: use "ssm"',
+        ),
+        (Rotation(), {"precision": "fp8"}, "precision must be one of fp32, bf16, fp16, got 'fp8'"),
+        (
+            Rotation(beta_min=1e-5, beta_max=1e-4),
+            {},
+            r"the process's integrated beta must end above 0\.0001, got 5\.5e-05: raise beta_max",
+        ),
+    ],
+)
+def test_for_data_refuses_options(process: Rotation, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        vectors(process, **options)
+
+
+@pytest.mark.parametrize(
+    ("x", "offset", "error", "message"),
+    [
+        (
+            torch.ones(3, 3, dtype=torch.int64),
+            0.0,
+            TypeError,
+            r"data must be floating point, got torch\.int64",
+        ),
+        (np.ones((3, 3)), 0.0, TypeError, "data must be a tensor, got ndarray"),
+        (
+            torch.eye(3)[:2] * torch.tensor([[1.0], [0.0]]),
+            0.0,
+            ValueError,
+            "data must have no zero vectors, got 1",
+        ),
+        (torch.ones(3, 3), -1.0, ValueError, "data must have no zero vectors, got 3"),
+        (
+            torch.full((3, 3), math.nan),
+            0.0,
+            ValueError,
+            "data must be finite, got NaN or infinity in 9 entries",
+        ),
+        (torch.ones(3, 1), 0.0, ValueError, "at least 2 features"),
+    ],
+)
+def test_for_data_refuses_data(x: Any, offset: float, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        RotationModel.for_data(MLP(3, cond_dim=2), Rotation(), x, offset=offset)
+
+
+@pytest.mark.parametrize("process", [GBM(0.8), "isotropic", None])
+def test_another_process_is_refused(process: Any) -> None:
+    message = f"process must be a Rotation, got {type(process).__name__}: give Rotation()"
+    with pytest.raises(TypeError, match=message):
+        RotationPreconditioning(process, 3)
+
+
+def test_fit_refuses_data_without_directions_and_of_another_shape() -> None:
+    with pytest.raises(ValueError, match="data must have no zero vectors, got 2"):
+        train(vectors(), torch.cat((heavy_tails(), torch.zeros(2, 3))))
+    with pytest.raises(
+        ValueError, match=r"data must be float32 of shape \(N, 3\), got torch\.float32 \(200, 4\)"
+    ):
+        train(vectors(), heavy_tails(d=4))
+
+
+def test_a_dense_tensor_that_is_too_large() -> None:
+    net = MLP(1000, 8, 1, cond_dim=2)
+    with pytest.raises(ValueError, match=r"3\.7 GiB for d = 1000"):
+        RotationModel.for_data(net, Rotation("dense"), torch.ones(2, 1000))
+
+
+class Narrow(nn.Module):
+    """Returns one feature too few."""
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        return x[:, :-1]
+
+
+@pytest.mark.parametrize("process", [Rotation(), Rotation("ring")])
+def test_a_network_whose_output_has_another_shape(process: Rotation) -> None:
+    model = RotationModel.for_data(Narrow(), process, heavy_tails())
+    with pytest.raises(
+        ValueError, match=r"net must return its input's shape \(64, 3\), got \(64, 2\)"
+    ):
+        sampled(model, 5)
+
+
+def test_a_network_for_another_number_of_conditioning_numbers() -> None:
+    message = r"built for {} conditioning numbers a sample, got {}: build it with cond_dim={}"
+    model = RotationModel.for_data(MLP(3), Rotation(), heavy_tails())
+    with pytest.raises(ValueError, match=message.format(1, 2, 2)):
+        sampled(model, 5)
+    net, data = MLP(3, cond_dim=2), heavy_tails().abs() + 1
+    with pytest.raises(ValueError, match=message.format(2, 1, 1)):
+        sample(GBMModel.for_data(net, GBM(5.0), data), 5, progress=False)
+
+
+def test_a_ring_that_ends_early_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    for d, reported in ((4, False), (16, True)):
+        caplog.clear()
+        RotationModel.for_data(MLP(d, 8, cond_dim=2), Rotation("ring"), torch.randn(20, d))
+        assert ("raise beta_max" in caplog.text) == reported

@@ -1,0 +1,145 @@
+"""RadialPrior: the eCDF, the KDE and the Pareto tail of the norms, and what they refuse."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastmsgm import rng
+from fastmsgm.evaluation.metrics import kolmogorov_smirnov
+from fastmsgm.rotation import RadialPrior
+from tests.rotation.exact import z_scores
+
+
+def cauchy_norms(n: int, seed: int = 0) -> Tensor:
+    """(n, 2) whose norms are of tail index 1: |C| with C Cauchy, in random directions."""
+    u = torch.rand(n, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    radius, angle = torch.tan(math.pi / 2 * u[:, :1]), 2 * math.pi * u[:, 1:]
+    return (radius * torch.cat((angle.cos(), angle.sin()), dim=1)).float()
+
+
+def test_the_ecdf_samples_the_norms_of_the_data() -> None:
+    x = cauchy_norms(3000)
+    prior, norms = RadialPrior.fit(x), x.double().norm(dim=1)
+    samples = prior.sample(20_000, rng.stream(0))
+    assert samples.dtype == torch.float32
+    samples = samples.double()
+    assert kolmogorov_smirnov(samples, norms)[1] >= 1e-5
+    # Every sample is a norm of the data, none is beyond the largest, and nearly all occur.
+    nearest = norms.sort().values[
+        torch.searchsorted(norms.sort().values, samples * (1 - 3e-6)).clamp(max=2999)
+    ]
+    assert float((samples / nearest - 1).abs().max()) < 3e-6
+    assert len(nearest.unique()) > 2900
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_a_norm_depends_on_seed_and_index_alone(smooth: bool) -> None:
+    prior = RadialPrior.fit(cauchy_norms(500), smooth=smooth, pareto=0.05)
+    whole = prior.sample(100, rng.stream(4))
+    assert torch.equal(whole[40:60], prior.sample(20, rng.stream(4, 40)))
+    assert len(whole.unique()) > 80
+    assert float(whole.min()) > 0
+
+
+def test_the_kde_smooths_the_distribution_of_the_log_norm() -> None:
+    """Its mean is that of the data, its variance the data's plus the squared bandwidth.
+
+    The bandwidth is Silverman's, 0.9 sd n^-0.2.
+    """
+    z = torch.randn(200, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    data = torch.exp(0.5 * z + 2) * torch.tensor([[0.6, -0.8]])
+    prior, logs = RadialPrior.fit(data, smooth=True), data.norm(dim=1).log()
+    quartiles = torch.quantile(logs, torch.tensor([0.25, 0.75]).double())
+    spread = min(float(logs.std(correction=0)), float(quartiles[1] - quartiles[0]) / 1.34)
+    assert prior.bandwidth == pytest.approx(0.9 * spread * 200**-0.2)
+    samples = prior.sample(40_000, rng.stream(0)).double().log()
+    assert abs(float(z_scores(samples, float(logs.mean())))) < 4.5
+    variance = float(logs.var(correction=0)) + prior.bandwidth**2
+    assert float(samples.var()) == pytest.approx(variance, rel=0.04)
+    assert len(samples.unique()) > 30_000
+    kernels = torch.special.ndtr((samples[:5000, None] - logs) / prior.bandwidth).mean(1)
+    assert kolmogorov_smirnov(kernels, lambda p: p)[1] >= 1e-5
+
+
+def test_the_pareto_tail_reaches_beyond_the_data() -> None:
+    x = cauchy_norms(10_000)
+    largest, n = float(x.norm(dim=1).max()), 200_000
+    prior, plain = RadialPrior.fit(x, pareto=0.02), RadialPrior.fit(x)
+    assert prior.tail == 200
+    assert prior.tail_index == pytest.approx(1, abs=4 / math.sqrt(200))
+    samples = prior.sample(n, rng.stream(1)).double()
+    beyond = int((samples > largest).sum())
+    threshold = float(torch.exp(prior.log_norms[-201].double()))
+    expected = n * 0.02 * (largest / threshold) ** -prior.tail_index
+    assert abs(beyond - expected) < 4.5 * math.sqrt(expected) + 1
+    assert beyond > 3
+    # Above the threshold log(r / threshold) is exponential; below it the eCDF stays as it is.
+    excess = torch.log(samples[samples > threshold * (1 + 1e-6)] / threshold)
+    assert len(excess) == pytest.approx(0.02 * n, abs=4.5 * math.sqrt(0.02 * n))
+    assert kolmogorov_smirnov(excess, lambda e: -torch.expm1(-prior.tail_index * e))[1] >= 1e-5
+    without = plain.sample(n, rng.stream(1)).double()
+    assert float(without.max()) <= largest * (1 + 3e-6)
+    body = samples <= threshold
+    assert torch.equal(samples[body], without[body])
+
+
+def test_a_prior_of_equal_norms() -> None:
+    """For data on a sphere the bandwidth is zero and the tail constant."""
+    x = 5 * torch.eye(4)
+    prior = RadialPrior.fit(x, smooth=True, pareto=0.5)
+    assert prior.tail_index == math.inf
+    assert prior.sample(50, rng.stream(0)).tolist() == pytest.approx([5.0] * 50)
+
+
+def test_no_norm_of_a_heavy_tail_overflows() -> None:
+    prior = RadialPrior(torch.linspace(0, 60, 100), tail=50)
+    assert torch.isfinite(prior.sample(100_000, rng.stream(0))).all()
+
+
+# ---- errors ----
+
+
+@pytest.mark.parametrize("pareto", [-0.1, 0.6, math.nan, True])
+def test_fit_refuses_a_share_out_of_range(pareto: float) -> None:
+    with pytest.raises(ValueError, match=r"pareto must be a share in \[0, 0\.5\]"):
+        RadialPrior.fit(torch.ones(3, 2), pareto=pareto)
+
+
+def test_fit_refuses_a_share_that_rounds_to_no_norm() -> None:
+    message = (
+        r"pareto must be a share of at least one of the 40 norms, got 0\.01, .* "
+        r"give at least 0\.025, or 0"
+    )
+    with pytest.raises(ValueError, match=message):
+        RadialPrior.fit(torch.ones(40, 2), pareto=0.01)
+    assert RadialPrior.fit(torch.ones(40, 2), pareto=0.025).tail == 1
+
+
+def test_fit_refuses_zero_vectors() -> None:
+    with pytest.raises(ValueError, match="x must have no zero vectors, got 3"):
+        RadialPrior.fit(torch.zeros(3, 2))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"log_norms": [0.0, 1.0]}, ValueError, "log_norms must be a tensor of shape"),
+        ({"log_norms": torch.tensor([1.0, 0.0])}, ValueError, "log_norms must be in ascending"),
+        ({"log_norms": torch.tensor([0.0, math.nan])}, ValueError, "log_norms must be a tensor of"),
+        ({"log_norms": torch.empty(0)}, ValueError, "log_norms must be a tensor of shape"),
+        ({"bandwidth": -1.0}, ValueError, "bandwidth must be at least 0"),
+        ({"tail": 3}, ValueError, "tail must be from 0 to 2"),
+        ({"tail": -1}, ValueError, "tail must be at least 0, got -1"),
+        ({"tail": 1.0}, TypeError, r"tail must be an int, got 1\.0 \(float\)"),
+        ({"tail": True}, TypeError, r"tail must be an int, got True \(bool\)"),
+    ],
+)
+def test_the_prior_refuses(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    arguments: dict[str, Any] = {"log_norms": torch.arange(3.0), **change}
+    with pytest.raises(error, match=message):
+        RadialPrior(**arguments)

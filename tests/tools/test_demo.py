@@ -1,0 +1,44 @@
+"""The demo: it samples the shipped models and writes three pictures."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastmsgm
+from fastmsgm import sampling
+from fastmsgm.tools import cli, demo
+
+
+def test_demo_writes_the_pictures(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sampling, "_default_batch_size", lambda model: 4)
+    caplog.set_level(logging.INFO)
+    arguments = ["--out", str(tmp_path), "--images", "4", "--vectors", "40", "--device", "cpu"]
+    assert cli.main(["demo", *arguments]) == 0
+    printed = capsys.readouterr().out
+    for name in ("fashion.png", "denoising.png", "cauchy.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+        assert str(tmp_path / name) in printed
+    assert "4 samples, 18 network calls each" in caplog.text
+    assert "40 samples, 20 network calls each" in caplog.text
+
+
+def test_every_path_is_yielded_when_its_picture_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fastmsgm, "sample", lambda model, n: torch.rand(n, *model.shape))
+    monkeypatch.setattr(demo, "_film", lambda model, path: path)
+    monkeypatch.setattr(demo, "_heavy_tails", lambda n, device, path: path)
+    paths = demo.draw(tmp_path / "new", 2, 2, "cpu")
+    assert not (tmp_path / "new").exists()
+    assert next(paths) == tmp_path / "new" / "fashion.png"
+    assert (tmp_path / "new" / "fashion.png").exists()
+    assert [path.name for path in paths] == ["denoising.png", "cauchy.png"]
