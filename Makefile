@@ -1,6 +1,6 @@
 # make demo: sample the shipped models and draw the pictures.
 # make test: linter, type checker, all tests.
-# make quick: linter, type checker and a subset of the tests, in half a minute once installed.
+# make quick: linter, types of the package and a subset of the tests, in half a minute once installed.
 # Each creates .venv and installs what it needs.
 
 PYTHON ?= python3
@@ -15,10 +15,13 @@ demo: $(VENV)/installed-demo
 	$(RUN) -m fastmsgm demo
 
 test: lint
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses 2 --dist loadfile
 
-quick: lint
-	$(RUN) -m pytest $(QUICK)
+quick: $(VENV)/installed-test
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m pyright --pythonpath $(RUN) fastmsgm
+	$(RUN) -m pytest --numprocesses 2 --dist loadfile $(QUICK)
 
 lint: $(VENV)/installed-test
 	$(RUN) -m ruff check .

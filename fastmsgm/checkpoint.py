@@ -77,7 +77,7 @@ def load(
 
 
 def _check_version(path: Path, version: object) -> None:
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:
         raise ValueError(
             f"model: the checkpoint in {path} has format_version {version!r}, this package reads "
             f"{FORMAT_VERSION}: load it with the version of fastmsgm that wrote it"
@@ -96,7 +96,8 @@ def _build(config: dict[str, Any], weights: dict[str, Tensor], net: nn.Module | 
     family = config["process"]["name"]
     if family not in FAMILIES:
         raise ValueError(
-            f"process {family!r} is not one of {', '.join(FAMILIES)}: this version does not know it"
+            f"process {family!r} is not one of {', '.join(FAMILIES)}: add its model to "
+            "fastmsgm.families.FAMILIES before loading"
         )
     model = FAMILIES[family].from_config(net, config, weights)
     model.load_state_dict(weights)
@@ -192,7 +193,11 @@ class TrainingRun:
             adam["state"].setdefault(int(index), {})[name] = value
         self.optimizer.load_state_dict(adam)
         with open(out / "loss.csv", newline="") as file:
-            self.losses = [float(row["loss"]) for row in csv.DictReader(file)][: self.step]
+            try:
+                losses = [float(row["loss"]) for row in csv.DictReader(file)]
+            except ValueError as error:
+                raise RuntimeError(f"loss.csv: {error}") from error
+        self.losses = losses[: self.step]
         _log.info("resumed %s at step %d", out, self.step)
 
 

@@ -38,11 +38,12 @@ def positive(name: str, value: object) -> float:
     raise ValueError(f"{name} must be a positive number, got {value!r}")
 
 
-def check_eta(eta: object, most: float = 1.0) -> None:
-    """Raise ValueError unless eta, the share of noise of a solver, is in [0, most]."""
+def check_eta(eta: object, most: float = 1.0) -> float:
+    """Return eta, the share of noise of a solver, as a float; ValueError outside [0, most]."""
     if not is_number(eta) or not 0 <= eta <= most:
-        allowed = "at least 0" if math.isinf(most) else f"in [0, {most:g}]"
+        allowed = "finite and at least 0" if math.isinf(most) else f"in [0, {most:g}]"
         raise ValueError(f"eta must be {allowed} (0 the ODE, 1 the SDE), got {eta!r}")
+    return float(eta)
 
 
 def check_times(t: object, n: int, end: float) -> Tensor:
@@ -54,6 +55,8 @@ def check_times(t: object, n: int, end: float) -> Tensor:
     """
     if not isinstance(t, Tensor):
         raise TypeError(f"t must be a tensor of shape ({n},), got {type(t).__name__}")
+    if t.dtype == torch.bool:
+        raise TypeError("t must be a tensor of numbers, got torch.bool")
     outside = ~((t >= 0) & (t <= end))
     if t.shape != (n,) or bool(outside.any()):
         got = tuple(t.shape) if t.shape != (n,) else float(t[outside][0])
@@ -116,7 +119,7 @@ def interval(bounds: object) -> tuple[float, float]:
     if (
         isinstance(bounds, (tuple, list))
         and len(bounds) == 2
-        and all(isinstance(x, numbers.Real) for x in bounds)
+        and all(isinstance(x, numbers.Real) and not isinstance(x, bool) for x in bounds)
     ):
         low, high = map(float, bounds)
         if low < high:

@@ -37,6 +37,7 @@ DAMAGED = (
     AttributeError,
     FileNotFoundError,
     RuntimeError,
+    UnicodeDecodeError,
 )
 
 
@@ -163,8 +164,17 @@ class ScoreModel(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
-        return next(self.buffers()).device
+        """Where the model is: the device of its first buffer or parameter.
+
+        Raises:
+            RuntimeError: It has neither.
+        """
+        for tensor in (*self.buffers(), *self.parameters()):
+            return tensor.device
+        raise RuntimeError(
+            f"{type(self).__name__} must have a buffer or a parameter, which says where it is: "
+            "register one"
+        )
 
     @property
     def network_dtype(self) -> torch.dtype:

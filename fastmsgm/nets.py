@@ -20,8 +20,8 @@ from fastmsgm.checks import check_int
 class FourierFeatures(nn.Module):
     """c -> (cos 2 pi w c, sin 2 pi w c) with geometric frequencies w from 1/8 to 16, (n, size).
 
-    Of several conditioning numbers the first becomes waves; the others, which are standardised,
-    are taken as they are, so that their extremes stay close to their neighbours.
+    Of several conditioning numbers only the first is embedded in waves. The others are standardised
+    and passed on unchanged, which keeps extreme values close to large ones.
 
     Args:
         cond_dim: Conditioning numbers of a sample.
@@ -200,18 +200,12 @@ class UNet(nn.Module):
         classes: int = 0,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("channels", channels, 1),
-            ("blocks", blocks, 0),
-            ("deep_blocks", deep_blocks, 1),
-            ("cond_dim", cond_dim, 1),
-            ("classes", classes, 0),
-        ):
-            check_int(name, value, least)
-        if width < 8 or deep < 8 or width % 8 or deep % 8:
-            raise ValueError(
-                f"width and deep must be multiples of 8, at least 8, got {width} and {deep}"
-            )
+        channels, blocks = check_int("channels", channels, 1), check_int("blocks", blocks, 0)
+        width, deep = check_int("width", width, 8), check_int("deep", deep, 8)
+        deep_blocks = check_int("deep_blocks", deep_blocks, 1)
+        cond_dim, classes = check_int("cond_dim", cond_dim, 1), check_int("classes", classes, 0)
+        if width % 8 or deep % 8:
+            raise ValueError(f"width and deep must be multiples of 8, got {width} and {deep}")
         self.config = {
             "channels": channels,
             "width": width,

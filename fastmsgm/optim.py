@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from fastmsgm import ops
+from fastmsgm.checks import is_number
 from fastmsgm.constants import HUGE, TINY
 from fastmsgm.ops.checks import check_dtype
 
@@ -99,7 +100,7 @@ class ExponentiatedGradient(torch.optim.Optimizer):
 
 def _check_lr(lr: float | Tensor) -> None:
     number = lr.item() if isinstance(lr, Tensor) and lr.numel() == 1 else lr
-    if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number <= HUGE:
+    if not is_number(number) or not 0 <= number <= HUGE:
         raise ValueError(
             f"lr must be a finite number of 0 or more, or a tensor of one, got {lr!r}: a usual "
             "value is 0.1"

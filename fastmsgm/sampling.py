@@ -44,7 +44,8 @@ class Step:
         nfe: Network calls per sample.
         noise_level: Noise level of the state: sigma for GBM, integrated beta for other families.
         first: Index of the chunk's first sample.
-        x: (b, ...) the chunk's state in the units of the process (data + offset): a copy.
+        x: (b, ...) a copy of the chunk's state in the units of the process: data + offset,
+            standardised for VP.
         denoised: (b, ...) the denoised estimate from the previous state, where the solver keeps it.
     """
 
@@ -138,11 +139,12 @@ def sample(
         >>> torch.equal(x[40:60], again)
         True
     """
-    job = _check(model, n, steps, solver, seed, start, label, batch_size, device, compile)
+    job = _check(model, n, steps, solver, seed, start, label, batch_size, device, callback)
+    loop = job.loop(compile)
     result = _output(out, (job.n, *job.model.shape), job.model.device)
     began, done = time.monotonic(), 0
     try:
-        for chunk in _chunks(job, progress, callback):
+        for chunk in _chunks(job, loop, progress, callback):
             result[done : done + len(chunk)].copy_(chunk)
             done += len(chunk)
     except NonFiniteError as error:
@@ -157,7 +159,7 @@ def sample(
         job.model.device,
     )
     if isinstance(out, (str, os.PathLike)):
-        text = json.dumps(job.manifest(), indent=2) + "\n"
+        text = json.dumps(job.manifest(compile), indent=2) + "\n"
         write_atomically(_manifest_path(out), lambda p: p.write_text(text))
     return result
 
@@ -206,8 +208,8 @@ def sample_iter(
         >>> [len(chunk) for chunk in chunks]
         [64, 36]
     """
-    job = _check(model, n, steps, solver, seed, start, label, batch_size, device, compile)
-    return _chunks(job, progress, callback)
+    job = _check(model, n, steps, solver, seed, start, label, batch_size, device, callback)
+    return _chunks(job, job.loop(compile), progress, callback)
 
 
 def plan_for(
@@ -224,7 +226,7 @@ def plan_for(
         TypeError: As ``sample``.
         ValueError: As ``sample``.
     """
-    return _plan(model, resolve(solver, model), steps)
+    return _plan(_check_model(model), resolve(solver, model), steps)
 
 
 def _plan(model: ScoreModel, solver: Solver, steps: int | None) -> Plan:
@@ -234,7 +236,7 @@ def _plan(model: ScoreModel, solver: Solver, steps: int | None) -> Plan:
 
 @dataclass(frozen=True)
 class _Job:
-    """What ``sample`` was asked for, checked."""
+    """The checked arguments of ``sample``."""
 
     model: ScoreModel
     solver: Solver
@@ -244,16 +246,20 @@ class _Job:
     start: int
     label: int | None
     size: int  # of a chunk
-    compile: bool
 
-    def manifest(self) -> dict[str, object]:
+    def loop(self, compiled: bool) -> Loop:
+        """Allocate the arrays of a chunk and return the loop over them."""
+        state = self.plan.state(self.model, self.size, self.label)
+        return Loop(self.model, self.plan, state, compiled)
+
+    def manifest(self, compiled: bool) -> dict[str, object]:
         """Return how the samples were made, as JSON can hold it."""
         return {
             "n": self.n,
             "start": self.start,
             "seed": self.seed,
             "label": self.label,
-            "compile": self.compile,
+            "compile": compiled,
             "stream": rng.STREAM_VERSION,
             "solver": repr(self.solver),
             "nfe": self.plan.nfe,
@@ -275,19 +281,22 @@ def _check(
     label: int | None,
     batch_size: int | None,
     device: torch.device | str | None,
-    compile: bool,
+    callback: Callable[[Step], None] | None,
 ) -> _Job:
     """Check every argument before any work is done."""
     if isinstance(model, (str, os.PathLike)):
         model = load(model)
-    if not isinstance(model, ScoreModel):
-        raise TypeError(f"model must be a ScoreModel, a name or a path, got {type(model).__name__}")
+    model = _check_model(model)
     model = model if device is None else model.to(device)
     n, start = check_int("n", n, 1), check_int("start", start, 0)
     seed = check_int("seed", seed, 0, 2**64 - 1)
     if start + n > rng.MAX_SAMPLES:
         raise ValueError(
             f"start + n must be at most 2^56, got start={start} and n={n}: the stream ends there"
+        )
+    if callback is not None and not callable(callback):
+        raise TypeError(
+            f"callback must be a function of a Step or None, got {type(callback).__name__}"
         )
     chosen = resolve(solver, model)
     if label is not None:
@@ -296,7 +305,13 @@ def _check(
     if batch_size is None:
         batch_size = _default_batch_size(model)
     size = check_int("batch_size", batch_size, 1)
-    return _Job(model, chosen, plan, n, seed, start, label, size, compile)
+    return _Job(model, chosen, plan, n, seed, start, label, size)
+
+
+def _check_model(model: object) -> ScoreModel:
+    if not isinstance(model, ScoreModel):
+        raise TypeError(f"model must be a ScoreModel, a name or a path, got {type(model).__name__}")
+    return model
 
 
 def _check_label(model: ScoreModel, label: int) -> int:
@@ -316,9 +331,10 @@ def _default_batch_size(model: ScoreModel) -> int:
     return min(max(2**exponent, 64), 8192) * (16 if model.device.type == "cuda" else 1)
 
 
-def _chunks(job: _Job, progress: bool, callback: Callable[[Step], None] | None) -> Iterator[Tensor]:
+def _chunks(
+    job: _Job, loop: Loop, progress: bool, callback: Callable[[Step], None] | None
+) -> Iterator[Tensor]:
     model, size, start, end = job.model, job.size, job.start, job.start + job.n
-    loop = Loop(model, job.plan, job.plan.state(model, size, job.label), job.compile)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     bar = tqdm(

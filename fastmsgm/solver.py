@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from fastmsgm.checks import check_int
 from fastmsgm.state import SamplerState
 from fastmsgm.types import Array
 
@@ -77,7 +78,7 @@ def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7
     """Noise levels evenly spaced in sigma^(1/rho), then 0 (Karras et al., 2022, equation 5).
 
     Args:
-        steps: Number of levels before the 0.
+        steps: Number of noise levels before the 0.
         sigma_min: The last of them.
         sigma_max: The first.
         rho: How much the grid favours small noise levels.
@@ -89,6 +90,7 @@ def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7
         >>> karras_sigmas(3, 0.1, 10.0).round(3).tolist()
         [10.0, 1.451, 0.1, 0.0]
     """
+    steps = check_int("steps", steps, 1)
     ramp = np.linspace(0, 1, steps) if steps > 1 else np.zeros(1)
     root = sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))
     return np.append(root**rho, 0.0)

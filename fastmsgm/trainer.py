@@ -8,6 +8,7 @@ uninterrupted one exactly.
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import math
 import os
@@ -27,7 +28,7 @@ from tqdm.auto import tqdm
 from fastmsgm import rng
 from fastmsgm.checkpoint import TrainingRun
 from fastmsgm.checks import check_int, check_labels, check_tensor, is_number, positive
-from fastmsgm.model import ScoreModel
+from fastmsgm.model import FORMAT_VERSION, ScoreModel
 from fastmsgm.nets import NETS
 
 Model = TypeVar("Model", bound=ScoreModel)
@@ -75,7 +76,8 @@ def fit(
         warmup: Steps of linear warm-up.
         clip: Largest gradient norm.
         loss: None is ``model.loss``; else a callable (model, x0, stream, step, labels) -> scalar,
-            such as ``fastmsgm.gbm.DenoisingLoss(p_mean=-0.5, p_std=1.4)``.
+            such as ``fastmsgm.gbm.DenoisingLoss(p_mean=-0.5, p_std=1.4)``. A checkpoint identifies
+            it by its ``repr``, or by its qualified name.
         tensorboard: Also write the loss there, into ``out``.
         progress: Show a progress bar.
 
@@ -102,7 +104,7 @@ def fit(
             f"model must be a ScoreModel, got {type(model).__name__}: build one with "
             "GBMModel.for_data, or load one"
         )
-    precision = precision or model.precision
+    precision = model.precision if precision is None else precision
     _check(
         "precision",
         precision,
@@ -113,8 +115,11 @@ def fit(
     warmup, seed = check_int("warmup", warmup, 0), check_int("seed", seed, 0, 2**64 - 1)
     clip, lr = positive("clip", clip), positive("lr", lr)
     _check("ema", ema, is_number(ema) and 0 <= ema < 1, "in [0, 1)")
-    if loss is not None and not callable(loss):
-        raise TypeError(f"loss must be a callable or None, got {type(loss).__name__}")
+    if loss is not None and (not callable(loss) or inspect.isclass(loss)):
+        raise TypeError(
+            "loss must be a function (model, x0, stream, step, labels) or None, got "
+            f"{loss if inspect.isclass(loss) else type(loss).__name__}: give an instance"
+        )
     _check(
         "tensorboard", tensorboard, not tensorboard or out is not None, "given together with out"
     )
@@ -130,6 +135,7 @@ def fit(
     model.check_states(states)
     noise, net = rng.stream(seed), model.net_config()
     settings = {
+        "format_version": FORMAT_VERSION,
         "steps": steps,
         "batch_size": batch_size,
         "lr": lr,
@@ -222,10 +228,15 @@ class DataOrder:
         return self.permutation
 
 
-def _name_of(loss: Callable[..., Tensor]) -> str:
-    """Return what tells a loss from another in a checkpoint; a dataclass names its arguments."""
-    name = getattr(loss, "__qualname__", None)
-    return repr(loss) if name is None else f"{loss.__module__}.{name}"
+def _name_of(loss: Any) -> str:
+    """Return what identifies a loss in a checkpoint: its ``repr``, or a name without addresses."""
+    if isinstance(loss, functools.partial):
+        return f"partial({_name_of(loss.func)}, {loss.args}, {loss.keywords})"
+    if inspect.ismethod(loss):
+        return f"{_name_of(loss.__self__)}.{loss.__name__}"
+    named = loss if hasattr(loss, "__qualname__") else type(loss)
+    name = f"{named.__module__}.{named.__qualname__}"
+    return name if named is loss or " at 0x" in repr(loss) else repr(loss)
 
 
 def _schedule(step: int, steps: int, warmup: int) -> float:

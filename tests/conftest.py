@@ -13,6 +13,8 @@ from collections.abc import Iterator
 import pytest
 
 os.environ["TRITON_INTERPRET"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: one thread each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     import torch

@@ -272,7 +272,8 @@ def test_a_run_is_json_csv_and_safetensors(tmp_path: Path) -> None:
 
 
 def test_numpy_numbers_are_written_down(tmp_path: Path) -> None:
-    loss = DenoisingLoss(p_mean=float(np.float32(-1.0)), p_std=0.5)
+    noise_levels: dict[str, Any] = {"p_mean": np.float32(-1.0), "p_std": np.float32(0.5)}
+    loss = DenoisingLoss(**noise_levels)
     train(vector_model(), steps=2, out=tmp_path, lr=np.float32(0.25), loss=loss)
     settings = json.loads((tmp_path / "training.json").read_text())
     assert settings["lr"] == 0.25

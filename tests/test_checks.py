@@ -84,11 +84,12 @@ def test_positive_numbers_become_float() -> None:
 
 def test_eta() -> None:
     for eta in (0, 0.5, 1, np.float32(1)):
-        check_eta(eta)
-    check_eta(7.0, most=math.inf)
+        assert type(check_eta(eta)) is float
+        assert check_eta(eta) == eta
+    assert check_eta(7.0, most=math.inf) == 7
     with pytest.raises(ValueError, match=r"eta must be in \[0, 1\] .*, got 1\.01"):
         check_eta(1.01)
-    with pytest.raises(ValueError, match=r"eta must be at least 0 .*, got -0\.1"):
+    with pytest.raises(ValueError, match=r"eta must be finite and at least 0 .*, got -0\.1"):
         check_eta(-0.1, most=math.inf)
 
 
@@ -105,7 +106,8 @@ def test_intervals(bounds: object, expected: tuple[float, float]) -> None:
 
 
 @pytest.mark.parametrize(
-    "bounds", [(1, 0), (1, 1), (0, math.nan), (0,), (0, 1, 2), "ab", 3, None, ("0", "1")]
+    "bounds",
+    [(1, 0), (1, 1), (0, math.nan), (0,), (0, 1, 2), "ab", 3, None, ("0", "1"), (False, True)],
 )
 def test_what_is_no_interval(bounds: object) -> None:
     with pytest.raises(ValueError, match="bounds must be two numbers, the lower one first"):
@@ -133,6 +135,8 @@ def test_times() -> None:
     assert check_times(t, 3, 2.0) is t
     with pytest.raises(TypeError, match=r"t must be a tensor of shape \(3,\), got list"):
         check_times([0.0], 3, 2.0)
+    with pytest.raises(TypeError, match=r"t must be a tensor of numbers, got torch\.bool"):
+        check_times(torch.ones(3) > 0, 3, 2.0)
     for wrong, got in (
         (torch.ones(2), r"\(2,\)"),
         (torch.ones(3, 1), r"\(3, 1\)"),

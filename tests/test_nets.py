@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -136,7 +137,8 @@ def test_widths_are_multiples_of_eight() -> None:
     for width in (-8, 0, 12):
         for name in ("width", "deep"):
             options: dict[str, Any] = {name: width}
-            with pytest.raises(ValueError, match="width and deep must be multiples of 8, at least"):
+            message = f"{name} must be at least 8" if width < 8 else "must be multiples of 8"
+            with pytest.raises(ValueError, match=message):
                 UNet(**options)
 
 
@@ -145,6 +147,8 @@ def test_widths_are_multiples_of_eight() -> None:
     [
         *((MLP, name, 1) for name in ("dim", "width", "depth", "cond_dim")),
         (UNet, "channels", 1),
+        (UNet, "width", 8),
+        (UNet, "deep", 8),
         (UNet, "blocks", 0),
         (UNet, "deep_blocks", 1),
         (UNet, "cond_dim", 1),
@@ -158,4 +162,6 @@ def test_sizes_are_integers(net: Callable[..., MLP | UNet], name: str, least: in
             net(**{**least_size, name: wrong})
     with pytest.raises(ValueError, match=f"{name} must be at least {least}, got {least - 1}"):
         net(**{**least_size, name: least - 1})
-    assert net(**{**least_size, name: np.int64(2)}).config[name] == 2
+    built = net(**{**least_size, name: np.int64(least)})
+    assert type(built.config[name]) is int
+    json.dumps(built.config)

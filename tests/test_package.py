@@ -144,8 +144,8 @@ def test_the_longest_chain_of_imports_is_short() -> None:
     assert len(found) < 19, found
 
 
-def test_types_of_models_plans_and_solvers_are_asked_for_in_checks_alone() -> None:
-    """Families are told apart by what their models give, not by isinstance."""
+def test_isinstance_of_models_plans_and_solvers_checks_arguments_alone() -> None:
+    """Families differ by what their models provide; no code branches on their types."""
     pattern = re.compile(r"isinstance\(.*(Model|Plan|Solver)\)")
     found = [
         f"{path.relative_to(PACKAGE)}:{number}: {line.strip()}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Generator
@@ -393,6 +394,20 @@ def test_a_bad_argument_leaves_an_old_file_alone(options: dict[str, Any], tmp_pa
     assert np.load(path).tolist() == [1, 1, 1]
 
 
+def test_compiling_what_cannot_be_compiled_leaves_an_old_file_alone(tmp_path: Path) -> None:
+    path, manifest = tmp_path / "samples.npy", tmp_path / "samples.npy.json"
+    np.save(path, np.ones(3))
+    manifest.write_text("{}")
+    with pytest.raises(ValueError, match="compile must be False for this solver"):
+        sampled("cauchy-vp", 4, steps=2, compile=True, out=path)
+    with pytest.raises(ValueError, match="compile must be False for this solver"):
+        sample_iter("cauchy-vp", 4, steps=2, compile=True)
+    with pytest.raises(TypeError, match="callback must be a function of a Step or None, got int"):
+        sampled("cauchy-vp", 4, steps=2, out=path, callback=3)
+    assert np.load(path).tolist() == [1, 1, 1]
+    assert manifest.read_text() == "{}"
+
+
 def test_a_network_with_another_output_shape() -> None:
     model = vectors().train()
     model.net = Narrow()
@@ -531,8 +546,24 @@ def test_the_denoised_state_keeps_the_signs_of_the_data(prediction: str) -> None
     torch.testing.assert_close(steps[-1].denoised, steps[-1].x)
 
 
-class Count(TorchDispatchMode):
-    """Counts operator calls, and the largest number of bytes that were alive at a time.
+class Calls(TorchDispatchMode):
+    """Counts operator calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: dict[str, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls[str(func)] = self.calls.get(str(func), 0) + 1
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def total(self) -> int:
+        return sum(self.calls.values())
+
+
+class Memory(TorchDispatchMode):
+    """Keeps the largest number of bytes of tensors that were alive at a time.
 
     Args:
         outside: A tensor whose bytes do not count.
@@ -540,13 +571,11 @@ class Count(TorchDispatchMode):
 
     def __init__(self, outside: Tensor | None = None) -> None:
         super().__init__()
-        self.calls: dict[str, int] = {}
         self.alive, self.peak = WeakIdKeyDictionary(), 0
         self.outside = None if outside is None else outside.untyped_storage().data_ptr()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        self.calls[str(func)] = self.calls.get(str(func), 0) + 1
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self.alive[leaf] = True
@@ -556,27 +585,27 @@ class Count(TorchDispatchMode):
         )
         return result
 
-    @property
-    def total(self) -> int:
-        return sum(self.calls.values())
 
-
-@pytest.mark.parametrize("solver", ["dpm++2m", "sde-dpm++2m", "heun", "dale-langevin"])
 @pytest.mark.parametrize(
-    "build", [vectors, images, lambda: images("bf16"), lambda: exact_model("score")]
+    ("build", "solver"),
+    [
+        *itertools.product(
+            (vectors, images, lambda: images("bf16")),
+            ("dpm++2m", "sde-dpm++2m", "heun", "dale-langevin"),
+        ),
+        (lambda: exact_model("score"), "dale-langevin"),
+        (lambda: exact_model("score"), "sign-agnostic"),
+    ],
 )
 def test_operator_calls_per_step_are_the_networks_and_one(
     build: Callable[[], GBMModel], solver: str
 ) -> None:
-    model = build()
-    if model.prediction == "score" and solver != "dale-langevin":
-        solver = "sign-agnostic"
-    network, counts = Count(), []
+    model, network, counts = build(), Calls(), []
     model_input, c = torch.ones(16, *model.shape, dtype=model.input_dtype), torch.zeros(16)
     with torch.no_grad(), network:
         model(model_input, c)
     for steps in (4, 9):
-        with Count() as count:
+        with Calls() as count:
             sampled(model, 10, steps=steps, solver=solver, batch_size=16)
         counts.append(count)
     rows = 5 * (2 if solver == "heun" else 1)
@@ -592,12 +621,12 @@ def test_peak_memory_does_not_grow_with_n() -> None:
     peaks = []
     for n in (64, 320):
         out = torch.empty(n, 1, 8, 8)
-        with Count(out) as count:
+        with Memory(out) as memory:
             sampled(model, n, steps=3, batch_size=32, out=out)
-        peaks.append(count.peak)
-        with Count() as count:
+        peaks.append(memory.peak)
+        with Memory() as memory:
             sampled(model, n, steps=3, batch_size=32)
-        assert count.peak == peaks[-1] + out.nbytes
+        assert memory.peak == peaks[-1] + out.nbytes
     assert peaks[0] == peaks[1]
     # At least the state, the network's input and prev_denoised were counted.
     assert peaks[0] > 3 * 32 * 64 * 4

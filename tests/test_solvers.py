@@ -188,6 +188,13 @@ def test_karras_sigmas_are_evenly_spaced_in_their_root(rho: float) -> None:
 
 def test_one_step_goes_from_the_largest_noise_level_to_zero() -> None:
     assert karras_sigmas(1, 0.002, 80.0) == pytest.approx([80.0, 0.0])
+    steps: Any
+    for steps in (0, -1):
+        with pytest.raises(ValueError, match=f"steps must be at least 1, got {steps}"):
+            karras_sigmas(steps, 0.002, 80.0)
+    for steps in (2.0, True):
+        with pytest.raises(TypeError, match=f"steps must be an int, got {steps}"):
+            karras_sigmas(steps, 0.002, 80.0)
 
 
 # ---- eta ----
@@ -297,6 +304,12 @@ def test_eta_out_of_range_is_refused(solver: type[Any], eta: object) -> None:
         solver(eta=eta)
 
 
+@pytest.mark.parametrize("solver", ETA)
+def test_eta_may_be_a_numpy_number(solver: type[Any]) -> None:
+    """A manifest then shows the same solver."""
+    assert repr(solver(eta=np.float32(0.5))) == repr(solver(eta=0.5))
+
+
 @pytest.mark.parametrize("solver", [s for s in ETA if s is not DPMSolverPP2M])
 def test_eta_above_one_is_refused(solver: type[Any]) -> None:
     with pytest.raises(ValueError, match=r"eta must be in \[0, 1\] \(0 the .*, got 1\.5"):
@@ -339,6 +352,29 @@ def test_a_spherical_solver_refuses_other_noise(solver: Solver, noise: str) -> N
     message = rf"solver {type(solver).__name__}\(.* needs isotropic noise, got .*{noise}"
     with pytest.raises(ValueError, match=message):
         sample(rotation(noise), 5, solver=solver)
+
+
+@pytest.mark.parametrize(
+    ("build", "solver"),
+    [
+        (gbm, DPMSolverPP2M()),
+        (lambda: gbm("score"), DaleLangevin()),
+        (rotation, SphericalMultistep()),
+        (lambda: rotation("ring"), RingSplitting()),
+        (vp, StratonovichRK4()),
+    ],
+)
+def test_steps_of_a_plan_are_integers(build: Callable[[], ScoreModel], solver: Solver) -> None:
+    """A bool and a float are refused, NumPy's integers are taken."""
+    preconditioning = build().preconditioning
+    steps: Any
+    for steps in (2.0, True, "2", None):
+        with pytest.raises(TypeError, match=f"steps must be an int, got {steps!r}"):
+            solver.plan(preconditioning, steps)
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        solver.plan(preconditioning, 0)
+    steps = np.int64(3)
+    assert solver.plan(preconditioning, steps).nfe == solver.plan(preconditioning, 3).nfe
 
 
 def test_plan_for_gives_the_plan_that_sample_follows() -> None:

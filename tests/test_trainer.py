@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import math
 import threading
@@ -21,7 +22,7 @@ from fastmsgm.gbm import GBM, DenoisingLoss, GBMModel, MDSMLoss
 from fastmsgm.nets import MLP, UNet
 from fastmsgm.rotation import SphericalDenoisingLoss
 from fastmsgm.sde import SlicedScoreMatching
-from fastmsgm.trainer import DataOrder
+from fastmsgm.trainer import DataOrder, _name_of
 from tests.gbm.exact import log_normal_data
 from tests.rotation.exact import heavy_tails
 from tests.rotation.exact import vectors as rotation_model
@@ -243,7 +244,9 @@ def test_a_plain_function_is_a_loss(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("loss", [3, "dsm", (0.0, 1.0), torch.ones(3)])
 def test_what_cannot_be_called_is_no_loss(loss: Any) -> None:
-    message = f"loss must be a callable or None, got {type(loss).__name__}"
+    message = (
+        rf"loss must be a function \(.*\) or None, got {type(loss).__name__}: give an instance"
+    )
     with pytest.raises(TypeError, match=message):
         train(vector_model(), loss=loss)
 
@@ -439,3 +442,23 @@ def test_positions_in_an_epoch_are_uniform() -> None:
     for epoch in range(600):
         counts[torch.arange(6), order.batch(epoch, 6)] += 1
     assert float(((counts - 100) ** 2 / 100).sum()) < 70  # 25 degrees of freedom
+
+
+class Plain:
+    """A loss without a repr of its own."""
+
+    def __call__(self, model: Any, *rest: Any) -> Tensor:
+        return model.loss(*rest)
+
+
+def test_what_identifies_a_loss() -> None:
+    """Neither an address nor a name that several losses share."""
+    low, high = DenoisingLoss(p_mean=-1.0), DenoisingLoss(p_mean=1.0)
+    assert _name_of(low) == "DenoisingLoss(p_mean=-1.0, p_std=1.2)"
+    assert _name_of(low.__call__) != _name_of(high.__call__)
+    for loss in (Plain(), functools.partial(Plain()), Plain().__call__):
+        assert _name_of(loss) == _name_of(loss)
+        assert " at 0x" not in _name_of(loss)
+    assert _name_of(Plain()) == _name_of(Plain())
+    with pytest.raises(TypeError, match=r"loss must be a function .* give an instance"):
+        train(vector_model(), loss=DenoisingLoss)

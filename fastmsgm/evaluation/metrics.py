@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fastmsgm.checks import check_int
+from fastmsgm.checks import check_floating_point, check_int
 
 _CHUNK = 2**22  # quantiles, or values of a kernel, held at a time: 32 MiB in float64
 
@@ -81,7 +81,10 @@ def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 512, seed: int =
         >>> round(sliced_wasserstein(a, a + 1.0), 1)  # |shift| / sqrt(2)
         1.0
     """
-    projections, seed = check_int("projections", projections, 1), check_int("seed", seed, 0)
+    projections, seed = (
+        check_int("projections", projections, 1),
+        check_int("seed", seed, 0, 2**64 - 1),
+    )
     a, b = _pair(("a", a), ("b", b), least=1)
     n, m, d = len(a), len(b), a.shape[1]
     directions = torch.randn(
@@ -327,10 +330,7 @@ def _values(name: str, x: Tensor) -> Tensor:
 
 
 def _check_values(name: str, x: Tensor) -> None:
-    if not x.is_floating_point():
-        raise TypeError(
-            f"{name} must be of floating point, got {x.dtype}: convert it with .float()"
-        )
+    check_floating_point(name, x)
     if not x.isfinite().all():
         raise ValueError(
             f"{name} must be finite, got {int((~x.isfinite()).sum())} NaN or infinite values"

@@ -43,9 +43,11 @@ class DenoisingLoss:
     p_std: float = 1.2
 
     def __post_init__(self) -> None:
-        if self.p_mean is not None and not is_number(self.p_mean):
-            raise ValueError(f"p_mean must be a finite number or None, got {self.p_mean!r}")
-        positive("p_std", self.p_std)
+        if self.p_mean is not None:
+            if not is_number(self.p_mean):
+                raise ValueError(f"p_mean must be a finite number or None, got {self.p_mean!r}")
+            object.__setattr__(self, "p_mean", float(self.p_mean))
+        object.__setattr__(self, "p_std", positive("p_std", self.p_std))
 
     def __call__(
         self,

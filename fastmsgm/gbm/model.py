@@ -70,6 +70,7 @@ class GBMModel(ScoreModel):
     ) -> None:
         super().__init__(net, offset, bounds, precision)
         self.preconditioning = GBMPreconditioning(process, prediction, log_std)
+        _check_prior(prior, scale, self.preconditioning.denoiser)
         self.classes = check_int("classes", classes, 0)
         config = getattr(net, "config", {})
         known = config.get("classes", classes) if isinstance(config, dict) else classes
@@ -136,6 +137,12 @@ class GBMModel(ScoreModel):
         """
         check_floating_point("data", data)
         check_offset(offset)
+        classes = check_int("classes", classes, 0)
+        if prior is not None and labels is not None:
+            raise ValueError(
+                "prior and labels must not be given together, since labels fit a prior: leave one "
+                "out, or give prior=LogNormalPrior.class_average(...)"
+            )
         x0 = data + offset
         check_multiplicative("data", x0)
         if prediction == "denoiser":
@@ -246,4 +253,24 @@ class GBMModel(ScoreModel):
             offset=config["offset"],
             bounds=config["bounds"] and tuple(config["bounds"]),
             precision=config["precision"],
+        )
+
+
+def _check_prior(prior: LogNormalPrior, scale: Tensor, denoiser: bool) -> None:
+    """Raise where a prior does not fit the data that ``scale`` (1, ...) is of."""
+    if not isinstance(prior, LogNormalPrior):
+        raise TypeError(
+            f"prior must be a LogNormalPrior, got {type(prior).__name__}: use "
+            "LogNormalPrior.per_feature"
+        )
+    sides = zip(prior.means.shape[1:], scale.shape[1:], strict=False)
+    if prior.means.ndim != scale.ndim or any(a not in (1, b) and b != 1 for a, b in sides):
+        raise ValueError(
+            f"prior must have means of shape (m, ...) that fit samples of shape "
+            f"{tuple(scale.shape[1:])}, got {tuple(prior.means.shape)}"
+        )
+    if denoiser and not bool((prior.means / scale > 0).all()):
+        raise ValueError(
+            "prior must have means of the sign of the data in every feature: multiplication never "
+            "changes a sign"
         )

@@ -52,6 +52,7 @@ class GBMPreconditioning:
             raise ValueError(
                 f"prediction must be one of {', '.join(PREDICTIONS)}, got {self.prediction!r}"
             )
+        object.__setattr__(self, "log_std", float(self.log_std))
         if not self.denoiser:
             return
         if self.process.log_drift:

@@ -39,6 +39,7 @@ class LogNormalPrior:
         check_multiplicative("means", self.means)
         if not is_number(self.variance) or self.variance < 0:
             raise ValueError(f"variance must be a number of 0 or more, got {self.variance!r}")
+        object.__setattr__(self, "variance", float(self.variance))
 
     def std(self, s: float) -> float:
         """Return the standard deviation of log x at noise level s."""

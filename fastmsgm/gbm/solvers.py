@@ -53,7 +53,7 @@ class LogSolver(Solver):
 
     def plan(self, preconditioning: GBMPreconditioning, steps: int) -> GBMPlan:
         _check_family(self, preconditioning)
-        process = preconditioning.process
+        steps, process = check_int("steps", steps, 1), preconditioning.process
         if process.log_drift:
             raise ValueError(
                 f"{type(self).__name__} needs mu = sigma^2 / 2, got {process}: use DaleLangevin"
@@ -126,7 +126,7 @@ class DPMSolverPP2M(MultistepSolver):
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        check_eta(self.eta, most=math.inf)
+        object.__setattr__(self, "eta", check_eta(self.eta, most=math.inf))
 
     def move(self, before: float | None, s: float, after: float) -> tuple[float, float, float]:
         a = after / s
@@ -204,16 +204,18 @@ class PaperSolver(Solver):
     sign_agnostic: ClassVar[bool]
 
     def __post_init__(self) -> None:
-        check_int("inner", self.inner, 1)
-        check_int("tweedie", self.tweedie, 0)
+        for name, least in (("inner", 1), ("tweedie", 0)):
+            object.__setattr__(self, name, check_int(name, getattr(self, name), least))
         for name in ("delta", "sigma"):
             if getattr(self, name) is not None:
-                positive(name, getattr(self, name))
+                object.__setattr__(self, name, positive(name, getattr(self, name)))
         if not is_number(self.anneal) or not 0 <= self.anneal <= 1:
             raise ValueError(f"anneal must be in [0, 1], got {self.anneal!r}")
+        object.__setattr__(self, "anneal", float(self.anneal))
 
     def plan(self, preconditioning: GBMPreconditioning, steps: int) -> GBMPlan:
         _check_family(self, preconditioning)
+        steps = check_int("steps", steps, 1)
         process, denoiser = preconditioning.process, preconditioning.denoiser
         sigma = self.sigma or process.sigma
         if not denoiser and sigma != process.sigma:

@@ -59,6 +59,8 @@ def kernels(tensor: Tensor, family: str) -> ModuleType:
     try:
         return _module(name, family)
     except (ImportError, RuntimeError) as error:  # RuntimeError: numba finds no cache folder
+        if not os.environ.get("FASTMSGM_BACKEND"):
+            raise
         raise ImportError(
             f"the {name} backend, which FASTMSGM_BACKEND names, has no usable kernels for {family} "
             f"({error}): unset FASTMSGM_BACKEND, or name another of {', '.join(_PACKAGES)}"

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fastmsgm.checks import check_floating_point, check_offset
+from fastmsgm.checks import check_floating_point, check_int, check_offset
 from fastmsgm.rotation import ring, spherical
 from fastmsgm.rotation.loss import SphericalDenoisingLoss
 from fastmsgm.rotation.preconditioning import RotationPreconditioning
@@ -73,6 +73,11 @@ class RotationModel(SDEModel):
         precision: str = "fp32",
     ) -> None:
         super().__init__(net, offset, bounds, precision)
+        if not isinstance(prior, RadialPrior):
+            raise TypeError(
+                f"prior must be a RadialPrior, got {type(prior).__name__}: use RadialPrior.fit"
+            )
+        shape = tuple(check_int("shape", side, 1) for side in shape)
         d = math.prod(shape)
         self.preconditioning = RotationPreconditioning(process, d)
         if objective not in OBJECTIVES:
@@ -97,11 +102,11 @@ class RotationModel(SDEModel):
                 d * d / 4,
                 process.B_max,
             )
-        self._shape, self._objective = tuple(shape), objective
+        self._shape, self._objective = shape, objective
         self.bandwidth, self.tail = prior.bandwidth, prior.tail
         self.register_buffer("log_norms", prior.log_norms)
         self._log_norm_mean, self._log_norm_std = _moments(prior.log_norms)
-        self.register_load_state_dict_post_hook(lambda *_: self._standardise())
+        self.register_load_state_dict_post_hook(_standardise)
 
     @classmethod
     def for_data(
@@ -144,6 +149,10 @@ class RotationModel(SDEModel):
             >>> model.objective, model.shape
             ('dsm', (4,))
         """
+        if not isinstance(process, Rotation):
+            raise TypeError(
+                f"process must be a Rotation, got {type(process).__name__}: give Rotation()"
+            )
         check_floating_point("data", data)
         check_offset(offset)
         x0 = data + offset
@@ -153,16 +162,14 @@ class RotationModel(SDEModel):
             process,
             RadialPrior.fit(x0) if prior is None else prior,
             shape=tuple(data.shape[1:]),
-            objective=objective or ("dsm" if process.noise == "isotropic" else "ssm"),
+            objective=("dsm" if process.noise == "isotropic" else "ssm")
+            if objective is None
+            else objective,
             probes=probes,
             offset=offset,
             bounds=bounds,
             precision=precision,
         )
-
-    def _standardise(self) -> None:
-        """Recompute the mean and deviation that standardise log-norms, after loading weights."""
-        self._log_norm_mean, self._log_norm_std = _moments(self.log_norms)
 
     @property
     def process(self) -> Rotation:
@@ -203,9 +210,9 @@ class RotationModel(SDEModel):
 
     def cond(self, c_noise: Array, norms: Tensor) -> Tensor:
         """Return (n, 2) float32: the noise level and the standardised log-norm."""
-        level = torch.from_numpy(c_noise).to(norms.device, torch.float32).expand(len(norms))
+        noise_level = torch.from_numpy(c_noise).to(norms.device, torch.float32).expand(len(norms))
         log_norm = (torch.log(norms) - self._log_norm_mean) / self._log_norm_std
-        return torch.stack((level, log_norm), dim=1)
+        return torch.stack((noise_level, log_norm), dim=1)
 
     def perturb_state(self, x0: Tensor, B: Array, stream: Tensor, step: int) -> Tensor:
         """Sample the direction of x_t given x0 (n, d): one shot for isotropic noise."""
@@ -245,6 +252,11 @@ class RotationModel(SDEModel):
             bounds=config["bounds"] and tuple(config["bounds"]),
             precision=config["precision"],
         )
+
+
+def _standardise(model: RotationModel, *_: object) -> None:
+    """Recompute the mean and deviation that standardise log-norms, after loading weights."""
+    model._log_norm_mean, model._log_norm_std = _moments(model.log_norms)
 
 
 def _moments(log_norms: Tensor) -> tuple[float, float]:

@@ -56,6 +56,7 @@ class RadialPrior:
             )
         if not is_number(self.bandwidth) or self.bandwidth < 0:
             raise ValueError(f"bandwidth must be at least 0 and finite, got {self.bandwidth!r}")
+        object.__setattr__(self, "bandwidth", float(self.bandwidth))
         tail = check_int("tail", self.tail, 0)
         if tail >= len(logs):
             raise ValueError(

@@ -28,7 +28,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fastmsgm.checks import check_eta
+from fastmsgm.checks import check_eta, check_int
 from fastmsgm.rotation.preconditioning import B_MIN, RotationPreconditioning
 from fastmsgm.rotation.state import RingPlan, RingStepFlags
 from fastmsgm.solver import Solver, karras_sigmas
@@ -52,7 +52,7 @@ class RingSplitting(Solver):
     default_steps: ClassVar[int] = 20
 
     def __post_init__(self) -> None:
-        check_eta(self.eta)
+        object.__setattr__(self, "eta", check_eta(self.eta))
 
     def plan(self, preconditioning: RotationPreconditioning, steps: int) -> RingPlan:
         if not isinstance(preconditioning, RotationPreconditioning):
@@ -64,6 +64,7 @@ class RingSplitting(Solver):
                 f"solver {self!r} needs ring noise, got {preconditioning.process}: omit "
                 "solver= to use its default"
             )
+        steps = check_int("steps", steps, 1)
         grid = karras_sigmas(steps, B_MIN, preconditioning.process.B_max)
         B, lengths, noises, restart = [], [], [], []  # lengths: of the flow, in B at the row
         for before, after in itertools.pairwise(grid):

@@ -36,7 +36,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fastmsgm.checks import check_eta
+from fastmsgm.checks import check_eta, check_int
 from fastmsgm.reference import ROTATION_COLUMNS
 from fastmsgm.rotation.angle_table import angle_table
 from fastmsgm.rotation.heat_kernel import Lam, inverse_Lam
@@ -60,7 +60,7 @@ class SphericalSolver(Solver):
             raise ValueError(
                 f"solver {self!r} needs isotropic noise, got {preconditioning.process}"
             )
-        return self.plan_isotropic(preconditioning, steps)
+        return self.plan_isotropic(preconditioning, check_int("steps", steps, 1))
 
     @abstractmethod
     def plan_isotropic(self, preconditioning: RotationPreconditioning, steps: int) -> SphericalPlan:
@@ -83,9 +83,8 @@ class SphericalMultistep(SphericalSolver):
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.order not in (1, 2):
-            raise ValueError(f"order must be 1 or 2, got {self.order!r}")
-        check_eta(self.eta)
+        object.__setattr__(self, "order", check_int("order", self.order, 1, 2))
+        object.__setattr__(self, "eta", check_eta(self.eta))
 
     def plan_isotropic(self, preconditioning: RotationPreconditioning, steps: int) -> SphericalPlan:
         ends = Lam(np.array([preconditioning.process.B_max, B_MIN]))
@@ -128,7 +127,7 @@ class GeodesicEuler(SphericalSolver):
     eta: float = 1.0
 
     def __post_init__(self) -> None:
-        check_eta(self.eta)
+        object.__setattr__(self, "eta", check_eta(self.eta))
 
     def plan_isotropic(self, preconditioning: RotationPreconditioning, steps: int) -> SphericalPlan:
         B = karras_sigmas(steps, B_MIN, preconditioning.process.B_max)

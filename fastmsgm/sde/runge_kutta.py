@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from fastmsgm import ops, rng
-from fastmsgm.checks import check_eta
+from fastmsgm.checks import check_eta, check_int
 from fastmsgm.sde.beta_schedule import TIME_MIN
 from fastmsgm.sde.model import SDEModel, SDEPreconditioning
 from fastmsgm.solver import Plan, Solver
@@ -144,14 +144,14 @@ class RungeKuttaSolver(Solver):
     ito: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_eta(self.eta)
+        object.__setattr__(self, "eta", check_eta(self.eta))
 
     def plan(self, preconditioning: SDEPreconditioning, steps: int) -> RungeKuttaPlan:
         if not isinstance(preconditioning, SDEPreconditioning):
             raise TypeError(
                 f"solver {self!r} is for rotations and VP, got a {type(preconditioning).__name__}"
             )
-        process = preconditioning.process
+        steps, process = check_int("steps", steps, 1), preconditioning.process
         start = np.arange(steps, 0, -1) / steps
         times = np.maximum((start[:, None] - np.array(self.nodes) / steps).ravel(), TIME_MIN)
         ahead = np.append(np.array(self.nodes)[1:], 0.0)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmsgm import rng
-from fastmsgm.checks import check_floating_point
+from fastmsgm.checks import check_eta, check_floating_point
 from fastmsgm.sde.beta_schedule import LinearBetaSchedule, alpha, sigma
 from fastmsgm.sde.model import SDEModel, SDEPreconditioning
 from fastmsgm.sde.runge_kutta import SOLVERS, StratonovichRK4
@@ -41,6 +41,7 @@ class VP(LinearBetaSchedule):
         self, x: Tensor, score: Tensor, eta: float = 1.0, ito: bool = False
     ) -> Tensor:
         """Return x / 2 + (1 + eta) / 2 score; for additive noise Ito and Stratonovich agree."""
+        check_eta(eta)
         return x / 2 + (1 + eta) / 2 * score
 
     def project(self, x: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ FIXTURE = Path(__file__).parent / "fashion_fixture.safetensors"
 
 def write_idx(path: Path, array: np.ndarray[Any, Any]) -> None:
     header = b"\0\0\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
-    path.write_bytes(gzip.compress(header + array.tobytes()))
+    path.write_bytes(gzip.compress(header + array.tobytes(), mtime=0))
 
 
 @pytest.fixture
@@ -160,15 +160,15 @@ def test_read_idx(tmp_path: Path) -> None:
     ("raw", "message"),
     [
         (b"plain", "damaged gzip"),
-        (gzip.compress(bytes(range(200)))[:-20], "damaged gzip"),
+        (gzip.compress(bytes(range(200)), mtime=0)[:-20], "damaged gzip"),
         (
-            gzip.compress(b"\0\0\x0d\x01\0\0\0\x01\0\0\0\0"),
+            gzip.compress(b"\0\0\x0d\x01\0\0\0\x01\0\0\0\0", mtime=0),
             "not an IDX file of unsigned bytes .* 00 00 0d 01",
         ),
-        (gzip.compress(b"\0\0"), "not an IDX file"),
-        (gzip.compress(b"\0\0\x08\x02\0\0\0\x01"), "not an IDX file"),
-        (gzip.compress(b"\0\0\x08\x01\0\0\0\x03ab"), r"promises \(3,\), 3 bytes, got 2"),
-        (gzip.compress(b"\0\0\x08\x01\0\0\0\x01ab"), r"promises \(1,\), 1 bytes, got 2"),
+        (gzip.compress(b"\0\0", mtime=0), "not an IDX file"),
+        (gzip.compress(b"\0\0\x08\x02\0\0\0\x01", mtime=0), "not an IDX file"),
+        (gzip.compress(b"\0\0\x08\x01\0\0\0\x03ab", mtime=0), r"promises \(3,\), 3 bytes, got 2"),
+        (gzip.compress(b"\0\0\x08\x01\0\0\0\x01ab", mtime=0), r"promises \(1,\), 1 bytes, got 2"),
     ],
 )
 def test_read_idx_refuses(raw: bytes, message: str, tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_sliced_wasserstein_chunks_and_seed(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("distance", [frechet_distance, sliced_wasserstein, mmd])
 def test_distances_refuse(distance: Callable[[Tensor, Tensor], object]) -> None:
     good = torch.zeros(4, 3)
-    with pytest.raises(TypeError, match=r"must be of floating point, got torch\.uint8"):
+    with pytest.raises(TypeError, match=r"must be floating point, got torch\.uint8"):
         distance(good.byte(), good)
     with pytest.raises(ValueError, match=r"must have shape \(n, \.\.\.\) .* got \(4,\)"):
         distance(good, good[:, 0])
@@ -217,7 +217,7 @@ def test_survival() -> None:
     assert survival(norms, at).tolist() == [1, 0.75, 0.75, 0.25, 0]
     with pytest.raises(ValueError, match=r"norms must have shape \(n,\) with n >= 1, got \(4, 1\)"):
         survival(norms[:, None], at)
-    with pytest.raises(TypeError, match="at must be of floating point"):
+    with pytest.raises(TypeError, match="at must be floating point"):
         survival(norms, at.int())
 
 

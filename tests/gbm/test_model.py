@@ -90,9 +90,9 @@ def test_samples_start_from_the_given_prior() -> None:
 
 
 def test_a_given_prior_must_have_a_mean_for_every_class() -> None:
-    prior, labels = LogNormalPrior(torch.ones(2, 3), 0.0), torch.arange(300) % 3
+    prior = LogNormalPrior(torch.ones(2, 3), 0.0)
     with pytest.raises(ValueError, match="classes must match the prior, which has 2 means; got 3"):
-        build(prior=prior, labels=labels, classes=3)
+        build(prior=prior, classes=3)
 
 
 def test_the_variance_of_a_given_prior_counts_for_the_range() -> None:
@@ -343,3 +343,25 @@ def test_a_network_that_returns_no_tensor() -> None:
     model.net.forward = lambda x, c: (x,)
     with pytest.raises(TypeError, match="net must return a tensor, got tuple"):
         model(torch.ones(5, 3), torch.zeros(5))
+
+
+def test_a_given_prior_must_fit_the_data() -> None:
+    data = log_normal_data(50)
+    wrong: Any = data
+    with pytest.raises(TypeError, match="prior must be a LogNormalPrior, got Tensor"):
+        GBMModel.for_data(MLP(3, 8), GBM(5.0), data, prior=wrong)
+    for means, message in (
+        (
+            torch.ones(1, 4),
+            r"means of shape \(m, ...\) that fit samples of shape \(3,\), got \(1, 4\)",
+        ),
+        (torch.ones(1, 3, 1), r"got \(1, 3, 1\)"),
+        (-torch.ones(1, 3), "means of the sign of the data"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            GBMModel.for_data(MLP(3, 8), GBM(5.0), data, prior=LogNormalPrior(means, 0.1))
+    variance: Any = np.float32(0.5)
+    prior, labels = LogNormalPrior(torch.ones(1, 3), variance), torch.zeros(50, dtype=torch.int64)
+    with pytest.raises(ValueError, match="prior and labels must not be given together"):
+        GBMModel.for_data(MLP(3, 8), GBM(5.0), data, prior=prior, labels=labels)
+    assert GBMModel.for_data(MLP(3, 8), GBM(5.0), data, prior=prior).variance == 0.5

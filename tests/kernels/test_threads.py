@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastmsgm.kernels import cpu
-from fastmsgm.kernels.cpu import threads
+from fastmsgm.kernels.cpu import gbm, threads
 from tests.ops.backends import CPU
 from tests.ops.cases import gbm_step_case
 
@@ -50,6 +49,6 @@ def test_kernels_run_after_a_fork() -> None:
     given, out = case.arguments(), torch.empty_like(case.x)
     child = os.fork()
     if child == 0:
-        cpu.gbm_step(**given, out=out)
+        gbm.gbm_step(**given, out=out)
         os._exit(0 if torch.equal(out, expected) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -36,7 +36,7 @@ class MixtureNet(nn.Module):
     """The exact network of a mixture of heat kernels with equal weights.
 
     Args:
-        means: (m, d) their centres; normalised here.
+        means: (m, d) of the kernels; normalised here.
         betas: (m,) integrated betas of the kernels.
         radial: Added to the output along u; it is not tangent, so it must not matter.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable
@@ -404,3 +405,34 @@ def test_a_ring_that_ends_early_is_reported(caplog: pytest.LogCaptureFixture) ->
         caplog.clear()
         RotationModel.for_data(MLP(d, 8, cond_dim=2), Rotation("ring"), torch.randn(20, d))
         assert ("raise beta_max" in caplog.text) == reported
+
+
+def test_a_copy_standardises_by_the_norms_that_it_loads() -> None:
+    first, second = (
+        RotationModel.for_data(MLP(3, 8, 1, cond_dim=2), Rotation(), scale * torch.randn(50, 3))
+        for scale in (1.0, 100.0)
+    )
+    copied = copy.deepcopy(first)
+    copied.load_state_dict(second.state_dict())
+    c_noise, norms = np.zeros(1), torch.tensor([5.0])
+    assert torch.equal(copied.cond(c_noise, norms), second.cond(c_noise, norms))
+    assert not torch.equal(first.cond(c_noise, norms), second.cond(c_noise, norms))
+
+
+def test_for_data_refuses_another_process_or_prior() -> None:
+    net, data = MLP(3, 8, 1, cond_dim=2), torch.randn(50, 3)
+    process: Any = GBM(1.0)
+    prior: Any = data
+    with pytest.raises(TypeError, match=r"process must be a Rotation, got GBM: give Rotation\(\)"):
+        RotationModel.for_data(net, process, data)
+    with pytest.raises(TypeError, match="prior must be a RadialPrior, got Tensor"):
+        RotationModel.for_data(net, Rotation(), data, prior=prior)
+
+
+def test_numpy_numbers_of_a_prior_are_saved(tmp_path: Path) -> None:
+    numbers: dict[str, Any] = {"bandwidth": np.float32(0.5), "tail": np.int64(1)}
+    prior, shape = RadialPrior(torch.zeros(3), **numbers), (np.int64(3),)
+    options: dict[str, Any] = {"shape": shape, "objective": "dsm"}
+    model = RotationModel(MLP(3, 8, 1, cond_dim=2), Rotation(), prior, **options)
+    model.save(tmp_path)
+    assert load(tmp_path).shape == (3,)

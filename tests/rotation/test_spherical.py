@@ -274,7 +274,18 @@ def test_overshoot_and_noise_make_up_a_step(eta: float) -> None:
 # ---- errors ----
 
 
-@pytest.mark.parametrize("order", [0, 3, "2", None])
+@pytest.mark.parametrize("order", [0, 3, np.int64(3)])
 def test_an_order_other_than_one_or_two_is_refused(order: Any) -> None:
-    with pytest.raises(ValueError, match=f"order must be 1 or 2, got {order!r}"):
+    with pytest.raises(ValueError, match=rf"order must be in 1 \.\. 2, got {order}"):
         SphericalMultistep(order=order)
+
+
+@pytest.mark.parametrize("order", [1.0, 2.0, True, "2", None])
+def test_the_order_is_an_integer(order: Any) -> None:
+    with pytest.raises(TypeError, match=f"order must be an int, got {order!r}"):
+        SphericalMultistep(order=order)
+
+
+def test_the_order_may_be_a_numpy_integer() -> None:
+    order: Any = np.int64(1)
+    assert repr(SphericalMultistep(order=order)) == "SphericalMultistep(order=1, eta=0.0)"

@@ -59,6 +59,12 @@ def test_the_reverse_drift_keeps_a_standard_normal(eta: float, ito: bool) -> Non
     torch.testing.assert_close(2 * drift + eta * x, torch.zeros(3, 3))
 
 
+@pytest.mark.parametrize("eta", [-0.1, 1.1, math.nan])
+def test_the_reverse_drift_refuses_eta(eta: float) -> None:
+    with pytest.raises(ValueError, match=r"eta must be in \[0, 1\]"):
+        VP().reverse_drift(torch.ones(1, 3), torch.ones(1, 3), eta)
+
+
 def test_the_noise_is_additive() -> None:
     x, v = torch.ones(2, 3), torch.tensor([[1.0, 2.0, 3.0], [-1.0, 0.5, 0.0]])
     process = VP()
