@@ -43,8 +43,7 @@ def load(name_or_path: str | os.PathLike[str]) -> Tensor:
     if path.suffix not in _SUFFIXES:
         raise ValueError(
             f"data must be one of {', '.join(NAMES)}, or the path of a {' or '.join(_SUFFIXES)} "
-            "file, "
-            f"got {str(name_or_path)!r}"
+            f"file, got {str(name_or_path)!r}"
         )
     if not path.is_file():
         raise FileNotFoundError(f"data: there is no file {path}")
@@ -101,7 +100,6 @@ def _checked(path: Path, x: Tensor) -> Tensor:
         wrong = (~finite).nonzero()[:, 0]
         raise ValueError(
             f"{path}: data must be finite in float32, got NaN or infinity in {len(wrong)} of "
-            f"{len(x)} samples, "
-            f"the first is sample {int(wrong[0])}: remove them"
+            f"{len(x)} samples, the first is sample {int(wrong[0])}: remove them"
         )
     return x

@@ -178,8 +178,8 @@ def _torchvision(name: str, split: str) -> tuple[Tensor, Tensor]:
     except (RuntimeError, OSError) as error:
         raise RuntimeError(
             f"{name}: {tried}torchvision could neither find it in {folder} nor download it "
-            f"({error}): "
-            f"run once with network access, or set FASTMSGM_CACHE to a folder that holds it{debian}"
+            f"({error}): run once with network access, or set FASTMSGM_CACHE to a folder that "
+            f"holds it{debian}"
         ) from error
     images = torch.as_tensor(data.data)  # (n, h, w), or (n, h, w, 3) in colour
     images = images.movedim(-1, 1) if images.ndim == 4 else images[:, None]

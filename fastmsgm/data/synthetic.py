@@ -93,9 +93,9 @@ def gaussian_cauchy(n: int, d: int = 2, seed: int = 0) -> Tensor:
 
     z ~ N(0, I_d), c is one standard Cauchy variable per sample, A = ``mixing(d)``. Directions are
     those of the Gaussian N(0, A A^T), and all coordinates are large together: the extremes of this
-    set lie in every direction, those of ``correlated_cauchy`` on d lines. A projection u.x is |A^T
-    u| / 50 times the product of a standard normal and a standard Cauchy variable. (The authors'
-    code samples one c for a whole batch.)
+    set lie in every direction, those of ``correlated_cauchy`` on d lines. A projection u.x is
+    |A^T u| / 50 times the product of a standard normal and a standard Cauchy variable. (The
+    authors' code samples one c for a whole batch.)
 
     Args:
         n: Number of samples, >= 1.

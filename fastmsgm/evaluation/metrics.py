@@ -50,7 +50,7 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     values, vectors = torch.linalg.eigh(cov_a)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.mT
     product = torch.linalg.eigvalsh(root @ cov_b @ root)
-    cross = product.clamp(min=0).sqrt().sum()  # rounding can leave eigenvalues a hair below zero
+    cross = product.clamp(min=0).sqrt().sum()  # rounding can leave eigenvalues slightly below zero
     distance = (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross
     return max(0.0, distance.item())
 
@@ -134,17 +134,17 @@ def mmd(a: Tensor, b: Tensor, kernel: Literal["median", "paper"] = "median") -> 
     """Return the unbiased squared maximum mean discrepancy, and its standard error.
 
     For equal distributions it is as often negative as positive. The standard error is the root of
-    the variance of the U-statistic, in both its orders (Hoeffding, 1948): with r = E' k(a, a') - E
-    k(a, b) for a sample a, r' likewise for b, and e_aa, e_bb, e_ab the variances of k beyond those
-    of its conditional means,
+    the variance of the U-statistic, in both its orders (Hoeffding, 1948): with
+    r = E' k(a, a') - E k(a, b) for a sample a, r' likewise for b, and e_aa, e_bb, e_ab the
+    variances of k beyond those of its conditional means,
 
         4 var(r) / n + 4 var(r') / m + S,
         S = 2 e_aa / (n (n - 1)) + 2 e_bb / (m (m - 1)) + 4 e_ab / (n m).
 
     The means in r are over the other samples, whose noise adds 2 S to the estimate of the first two
     terms. It is subtracted, though never more than they are, so that for equal distributions, where
-    only S is left, the error is up to a quarter too large. The kernel counts as given: the noise of
-    a median is not in the error.
+    only S is left, the error is up to a quarter too large. The kernel is taken as fixed: the
+    noise of its median is not in the error.
 
     Args:
         a: (n, ...) float, n >= 2; the features are flattened.

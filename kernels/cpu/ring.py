@@ -256,8 +256,7 @@ def _circles(size, angle, cos, sin):
         cos[i], sin[i] = half_turns(angle[i])
 
 
-# ---- groups of the row that starts at ``begin``; even and odd pairs exclude the pair around the
-# end ----
+# ---- groups of a row from ``begin`` on; even and odd pairs exclude the pair around the end ----
 
 
 @inlined

@@ -58,7 +58,7 @@ def simulate(
     return process.simulate(start, np.full(n, B), rng.stream(seed), 0, steps)
 
 
-def one_shot(B: float, n: int, d: int, seed: int = 0) -> Tensor:
+def perturbed_directions(B: float, n: int, d: int, seed: int = 0) -> Tensor:
     """Return directions (n, d) that started at the first axis, from the heat kernel."""
     t = torch.full((n,), float(Rotation().time(B)), dtype=torch.float64)
     return Rotation().perturb(torch.eye(d)[:1].expand(n, d), t, seed=seed)
@@ -217,7 +217,7 @@ def test_the_cosine_decays_by_half_the_integrated_beta(d: int, B: float) -> None
 
     Around u_0 no direction is preferred.
     """
-    u = one_shot(B, 20_000, d)
+    u = perturbed_directions(B, 20_000, d)
     cos = u[:, 0]
     square = 1 / d + (1 - 1 / d) * math.exp(-d * B / (d - 1))
     assert abs(float(z_scores(cos, math.exp(-B / 2)))) < 4
@@ -231,7 +231,7 @@ def test_one_shot_and_simulated_noise_have_one_distribution(d: int, B: float) ->
     n = 24_000 // d
     simulated = simulate(Rotation(), B, n, d)
     assert abs(float(z_scores(simulated[:, 0], math.exp(-B / 2)))) < 4
-    at_once = one_shot(B, n, d, seed=1)
+    at_once = perturbed_directions(B, n, d, seed=1)
     for axis in (0, 1):
         assert kolmogorov_smirnov(simulated[:, axis], at_once[:, axis])[1] >= 1e-5
 
@@ -284,7 +284,7 @@ def test_in_three_dimensions_all_noises_are_one(monkeypatch: pytest.MonkeyPatch)
     torch.testing.assert_close(ring.g_prod(x, v), dense.g_prod(x, v.roll(-1, 1)))
     B, n = 0.7, 6000
     noises = [simulate(r, B, n, 3, seed=i) for i, r in enumerate((isotropic, ring, dense))]
-    noises.append(one_shot(B, n, 3, seed=3))
+    noises.append(perturbed_directions(B, n, 3, seed=3))
     for first, second in itertools.combinations(noises, 2):
         for axis in range(3):
             assert kolmogorov_smirnov(first[:, axis], second[:, axis])[1] >= 1e-5
