@@ -1,13 +1,15 @@
 # make demo: sample the shipped models and draw the pictures.
 # make test: linter, type checker, all tests.
-# make quick: linter, types of the package and a subset of the tests, in half a minute once installed.
+# make quick: linter, types of the families and a subset of the tests, in half a minute once
+# installed.
 # Each creates .venv and installs what it needs.
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-QUICK := tests/test_checks.py tests/test_files.py tests/test_new_family.py tests/test_package.py \
-	tests/gbm/test_process.py tests/gbm/test_preconditioning.py tests/rotation/test_prior.py
+QUICK := tests/test_checks.py tests/test_files.py tests/test_new_family.py tests/gbm/test_process.py \
+	tests/gbm/test_preconditioning.py tests/rotation/test_prior.py tests/ops/test_fill_normal.py
+QUICK_TYPES := fastmsgm/*.py fastmsgm/gbm fastmsgm/rotation fastmsgm/sde
 
 .PHONY: demo test quick lint clean
 
@@ -20,8 +22,8 @@ test: lint
 quick: $(VENV)/installed-test
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m pyright --pythonpath $(RUN) fastmsgm
-	$(RUN) -m pytest --numprocesses 2 --dist loadfile $(QUICK)
+	$(RUN) -m pyright --pythonpath $(RUN) $(QUICK_TYPES)
+	$(RUN) -m pytest $(QUICK)
 
 lint: $(VENV)/installed-test
 	$(RUN) -m ruff check .
