@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
-from fastmsgm.nets import MLP, FourierFeatures, UNet
+from fastmsgm import nets
+from fastmsgm.nets import MLP, Attention, FourierFeatures, UNet
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
 
 
 def shaken(net: Any) -> Any:
@@ -22,52 +31,283 @@ def shaken(net: Any) -> Any:
     return net
 
 
+def conditioning(net: MLP | UNet, n: int) -> dict[str, Tensor]:
+    """Random conditions and labels, of which those of the last sample are dropped."""
+    given = {k: torch.randn(n, size) for k, size in net.condition.items()}
+    for value in given.values():
+        value[-1] = torch.nan
+    if net.classes:
+        given["label"] = torch.arange(n) % net.classes
+        given["label"][-1] = net.classes
+    return given
+
+
+def tiny_unet(channels: int = 1, **options: Any) -> UNet:
+    return UNet(channels, **{"width": 8, "deep": 16, "blocks": 1, "deep_blocks": 2, **options})
+
+
+CONDITION = {"log_norm": 1, "text": 3}
 NETS: list[tuple[Callable[[], MLP | UNet], tuple[int, ...]]] = [
     (lambda: MLP(3), (3,)),
     (lambda: MLP(1, width=8, depth=1), (1,)),
+    (lambda: MLP(3, 16, 2, condition=CONDITION, classes=3), (3,)),
     (lambda: UNet(1, 16, 32, 1, 2), (1, 8, 8)),
-    (lambda: UNet(3, 16, 64, 2, 3), (3, 12, 4)),
+    (lambda: UNet(3, 16, 64, 2, 3, condition=CONDITION), (3, 12, 4)),
+    (lambda: tiny_unet(levels=3, condition=CONDITION, classes=3), (1, 9, 8)),
 ]
+each_net = pytest.mark.parametrize(("build", "shape"), NETS)
 
 
-@pytest.mark.parametrize(("build", "shape"), NETS)
+@each_net
 def test_output_shape_and_conditioning(
     build: Callable[[], MLP | UNet], shape: tuple[int, ...]
 ) -> None:
     net = shaken(build())
+    given = conditioning(net, 4)
     x, c = torch.randn(4, *shape), torch.tensor([-1.5, 0.0, 0.3, 0.6])
-    f = net(x, c)
+    f = net(x, c, **given)
     assert f.shape == x.shape
-    other = net(x, c + torch.tensor([0.0, 0.0, 0.2, 0.0]))
+    other = net(x, c + torch.tensor([0.0, 0.0, 0.2, 0.0]), **given)
     changed = (f - other).flatten(1).abs().amax(1)
     assert changed[2] > 1e-3
     torch.testing.assert_close(other[[0, 1, 3]], f[[0, 1, 3]])
 
 
-@pytest.mark.parametrize(("build", "shape"), NETS)
+@each_net
 def test_every_parameter_is_used(build: Callable[[], MLP | UNet], shape: tuple[int, ...]) -> None:
     net = shaken(build())
-    net(torch.randn(4, *shape), torch.rand(4)).square().sum().backward()
+    f = net(torch.randn(5, *shape), torch.rand(5), **conditioning(net, 5))
+    f.square().sum().backward()
     for name, p in net.named_parameters():
         assert p.grad is not None, name
+        assert bool(p.grad.isfinite().all()), name
         assert float(p.grad.abs().max()) > 0, name
 
 
-@pytest.mark.parametrize(("build", "shape"), NETS)
+@each_net
 def test_config_builds_the_same_network(
     build: Callable[[], MLP | UNet], shape: tuple[int, ...]
 ) -> None:
     net = shaken(build())
-    again = type(net)(**net.config)
+    again = type(net)(**json.loads(json.dumps(net.config)))
     again.load_state_dict(net.state_dict())
-    x, c = torch.randn(2, *shape), torch.rand(2)
-    assert torch.equal(again(x, c), net(x, c))
+    x, c, given = torch.randn(2, *shape), torch.rand(2), conditioning(net, 2)
+    assert torch.equal(again(x, c, **given), net(x, c, **given))
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 7, 8), (1, 1, 8, 10), (1, 1, 28, 30), (1, 1, 9, 9)])
-def test_unet_refuses_odd_sizes(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"multiples of 4, got \(1, 1, \d+, \d+\): pad"):
-        UNet(1, 16, 32, 1, 2)(torch.zeros(shape), torch.zeros(1))
+@torch.no_grad()
+@pytest.mark.parametrize(("build", "shape"), [NETS[2], NETS[5]])
+def test_torch_compile_takes_it_whole(
+    build: Callable[[], MLP | UNet], shape: tuple[int, ...]
+) -> None:
+    """In one graph, which also serves where other samples have their conditions dropped."""
+    net = shaken(build())
+    compiled: Any = torch.compile(net, fullgraph=True, backend="eager")
+    x, c, given = torch.randn(3, *shape), torch.rand(3), conditioning(net, 3)
+    compiled(x, c, **given)
+    other = {k: v.flip(0) for k, v in given.items()}
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        torch.testing.assert_close(compiled(x, c, **other), net(x, c, **other))
+
+
+@torch.no_grad()
+@each_net
+def test_autocast(build: Callable[[], MLP | UNet], shape: tuple[int, ...]) -> None:
+    net = shaken(build())
+    x, c, given = torch.randn(3, *shape), torch.rand(3), conditioning(net, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        f = net(x, c, **given)
+    assert f.dtype == torch.bfloat16
+    exact = net(x, c, **given)
+    assert float((f.float() - exact).norm() / exact.norm()) < 0.02
+
+
+# ---- conditioning ----
+
+
+def test_the_embedding_separates_close_noise_levels() -> None:
+    """log(s) / 4 of neighbours on a grid differs by about 0.05, that of the whole range by 2.2."""
+    waves = FourierFeatures()(torch.tensor([-1.55, -1.5, 0.62]))
+    distances = torch.cdist(waves, waves)
+    assert float(distances[0, 1]) > 0.5
+    assert float(distances[0, 2]) > 0.5
+
+
+@torch.no_grad()
+@each_net
+def test_each_condition_changes_its_own_sample(
+    build: Callable[[], MLP | UNet], shape: tuple[int, ...]
+) -> None:
+    net = shaken(build())
+    x, c, given = torch.randn(4, *shape), torch.rand(4), conditioning(net, 4)
+    f = net(x, c, **given)
+    for name, value in given.items():
+        changed = value.clone()
+        changed[1] += 1
+        difference = (net(x, c, **{**given, name: changed}) - f).flatten(1).abs().amax(1)
+        assert difference[1] > 1e-4, name
+        assert float(difference[[0, 2, 3]].max()) < 1e-5, name
+
+
+def test_conditions_are_taken_by_name() -> None:
+    net = shaken(MLP(3, condition={"a": 1, "b": 1}))
+    x, c, a, b = torch.randn(4, 3), torch.rand(4), torch.randn(4), torch.randn(4)
+    assert torch.equal(net(x, c, a=a, b=b), net(x, c, b=b, a=a))
+    assert not torch.equal(net(x, c, a=a, b=b), net(x, c, a=b, b=a))
+
+
+def test_a_condition_of_one_number_may_have_one_axis() -> None:
+    net, a = shaken(MLP(3, condition={"a": 1})), torch.randn(4)
+    x, c = torch.randn(4, 3), torch.rand(4)
+    assert torch.equal(net(x, c, a=a), net(x, c, a=a[:, None]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
+def test_a_condition_of_another_dtype_is_converted(dtype: torch.dtype) -> None:
+    net, a = shaken(MLP(3, condition={"a": 1})), torch.arange(4.0)
+    x, c = torch.randn(4, 3), torch.rand(4)
+    assert torch.equal(net(x, c, a=a.to(dtype)), net(x, c, a=a))
+
+
+@torch.no_grad()
+def test_a_dropped_condition_is_zeros_and_a_learned_vector() -> None:
+    net = shaken(MLP(3, condition=CONDITION))
+    x, c, text = torch.randn(2, 3), torch.rand(2), torch.randn(2, 3)
+    nan, zero = torch.full((2,), torch.nan), torch.zeros(2)
+    learned = net(x, c, log_norm=nan, text=text) - net(x, c, log_norm=zero, text=text)
+    assert float(learned.abs().min()) > 1e-3
+    net.null[0] = 0.0
+    assert torch.equal(net(x, c, log_norm=nan, text=text), net(x, c, log_norm=zero, text=text))
+
+
+def test_nan_in_a_part_of_a_condition_reaches_the_output() -> None:
+    """Only a whole condition can be dropped: a missing number in the data does not go unseen."""
+    net, text = MLP(3, condition={"text": 3}), torch.zeros(2, 3)
+    text[1, 2] = torch.nan
+    f = net(torch.zeros(2, 3), torch.zeros(2), text=text)
+    assert f.isnan().all(1).tolist() == [False, True]
+
+
+def test_the_label_after_the_last_is_the_null_class() -> None:
+    net = MLP(3, classes=2)
+    x, c = torch.ones(3, 3), torch.zeros(3)
+    f = net(x, c, label=torch.tensor([0, 1, 2]))
+    assert torch.equal(f[0], f[1])
+    assert torch.equal(f[0], f[2])
+    f = shaken(net)(x, c, label=torch.tensor([0, 1, 2]))
+    assert len(f.unique(dim=0)) == 3
+
+
+WRONG: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({}, {"a": torch.zeros(4, 2)}, "built with condition={}, which has no 'a': leave it out, or "
+     "build the network with condition={'a': 2}"),
+    ({"condition": {"a": 1}}, {"a": torch.zeros(4), "b": torch.zeros(4)},
+     "built with condition={'a': 1}, which has no 'b': leave it out, or build the network with "
+     "condition={'a': 1, 'b': 1}"),
+    ({"condition": {"a": 1}}, {}, "built with condition={'a': 1}, but 'a' is missing: pass a=, of "
+     "shape (4, 1) or (4,), with NaN where it is unknown"),
+    ({"condition": {"a": 1}}, {"a": torch.zeros(3)}, "a must have shape (4, 1) or (4,), got (3,)"),
+    ({"condition": {"a": 3}}, {"a": torch.zeros(4)}, "a must have shape (4, 3), got (4,)"),
+    ({"condition": {"a": 3}}, {"a": torch.zeros(4, 2)}, "a must have shape (4, 3), got (4, 2)"),
+    ({"classes": 3}, {}, "built with classes=3, but the label is missing: pass label=, (4,) "
+     "integers, 3 where it is unknown"),
+    ({}, {"label": torch.zeros(4).long()}, "built with classes=0, but got a label"),
+    ({"classes": 3}, {"label": torch.zeros(4)}, "built with classes=3: label must be (4,) "
+     "integers, got (4,) torch.float32: convert with .long()"),
+    ({"classes": 3}, {"label": torch.zeros(3).long()}, "label must be (4,) integers, got (3,)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "given", "message"), WRONG)
+def test_wrong_conditions_are_refused(
+    options: dict[str, Any], given: dict[str, Any], message: str
+) -> None:
+    cases = ((MLP(3, 8, **options), (3,)), (tiny_unet(**options), (1, 8, 8)))
+    for net, shape in cases:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            net(torch.zeros(4, *shape), torch.zeros(4), **given)
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (1,), (), (4, 2)])
+def test_c_noise_is_one_number_a_sample(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"c_noise must have shape \(4,\), one number a sample"):
+        MLP(3, 8)(torch.zeros(4, 3), torch.zeros(shape))
+
+
+def test_a_condition_is_a_tensor() -> None:
+    net: Any = MLP(3, 8, condition={"a": 1})
+    with pytest.raises(TypeError, match="a must be a tensor, got list"):
+        net(torch.zeros(4, 3), torch.zeros(4), a=[0.0] * 4)
+
+
+@pytest.mark.parametrize("name", ["x", "c_noise", "label", "self", "two words", "class", 3])
+def test_names_of_conditions(name: Any) -> None:
+    with pytest.raises(ValueError, match=f"condition must have names .*, got {name!r}"):
+        MLP(3, condition={name: 1})
+
+
+@pytest.mark.parametrize("condition", [2, "log_norm", ["log_norm"]])
+def test_condition_is_a_mapping(condition: Any) -> None:
+    with pytest.raises(TypeError, match="condition must map the name of each condition"):
+        MLP(3, condition=condition)
+
+
+@pytest.mark.parametrize(("numbers", "error"), [(0, ValueError), (1.0, TypeError)])
+def test_numbers_of_conditions(numbers: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"condition\['a'\] must be a"):
+        tiny_unet(condition={"a": numbers})
+
+
+# ---- MLP ----
+
+
+def test_mlp_refuses_what_would_mix_samples() -> None:
+    with pytest.raises(ValueError, match=r"MLP needs vectors \(n, dim\), got \(28, 28, 28\)"):
+        MLP(28, 8)(torch.ones(28, 28, 28), torch.zeros(28))
+    with pytest.raises(ValueError, match="MLP was built for 4 features, got 3"):
+        MLP(4, 8)(torch.ones(5, 3), torch.zeros(5))
+
+
+# ---- U-Net ----
+
+
+@pytest.mark.parametrize("levels", [2, 3])
+@pytest.mark.parametrize("width", [5, 7, 28, 33, 64])
+@pytest.mark.parametrize("height", [5, 7, 28, 33, 64])
+def test_unet_takes_any_size(height: int, width: int, levels: int) -> None:
+    net = shaken(tiny_unet(levels=levels))
+    x = torch.randn(2, 1, height, width)
+    f = net(x, torch.rand(2))
+    assert f.shape == x.shape
+    assert f.is_contiguous()
+    f.square().mean().backward()
+    for name, p in net.named_parameters():
+        assert p.grad is not None, name
+        assert bool(p.grad.isfinite().all()), name
+
+
+def test_unet_pads_with_the_last_row_and_column() -> None:
+    net, x, c = shaken(tiny_unet(levels=3)), torch.randn(2, 1, 13, 22), torch.rand(2)
+    padded = F.pad(x, (0, 2, 0, 3), mode="replicate")
+    assert torch.equal(net(x, c), net(padded, c)[..., :13, :22])
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4])
+def test_attention_is_at_the_coarsest_level(levels: int) -> None:
+    net, seen = tiny_unet(levels=levels), []
+    net.attention[0].register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
+    net(torch.randn(1, 1, 32, 64), torch.rand(1))
+    assert seen == [(1, 16, 32 >> levels, 64 >> levels)]
+
+
+@pytest.mark.parametrize("levels", [2, 3])
+def test_unet_sees_the_whole_image(levels: int) -> None:
+    """Attention on the coarse level: every output pixel depends on every input pixel."""
+    net = shaken(UNet(1, 16, 32, 1, 2, levels)).double()
+    x = torch.randn(1, 1, 32, 32, dtype=torch.float64, requires_grad=True)
+    net(x, torch.zeros(1, dtype=torch.float64))[0, 0, 0, 0].backward()
+    assert x.grad is not None
+    assert bool((x.grad.abs() > 0).all())
 
 
 @torch.no_grad()
@@ -78,56 +318,42 @@ def test_an_untrained_unet_ignores_its_input() -> None:
     assert float(f.abs().max()) < 0.2
 
 
-def test_unet_sees_the_whole_image() -> None:
-    """Attention on the coarse level: every output pixel depends on every input pixel."""
-    net = shaken(UNet(1, 16, 32, 1, 2)).double()
-    x = torch.randn(1, 1, 32, 32, dtype=torch.float64, requires_grad=True)
-    net(x, torch.zeros(1, dtype=torch.float64))[0, 0, 0, 0].backward()
-    assert x.grad is not None
-    assert bool((x.grad.abs() > 0).all())
-
-
-def test_the_embedding_separates_close_noise_levels() -> None:
-    """log(s) / 4 of neighbours on a grid differs by about 0.05, that of the whole range by 2.2."""
-    embedding = FourierFeatures()
-    angle = torch.tensor([-1.55, -1.5, 0.62])[:, None] * embedding.frequencies
-    waves = torch.cat((angle.cos(), angle.sin()), dim=1)
-    distances = torch.cdist(waves, waves)
-    assert float(distances[0, 1]) > 0.5
-    assert float(distances[0, 2]) > 0.5
-
-
-def test_mlp_refuses_what_would_mix_samples() -> None:
-    with pytest.raises(ValueError, match=r"MLP needs vectors \(n, dim\), got \(28, 28, 28\)"):
-        MLP(28, 8)(torch.ones(28, 28, 28), torch.zeros(28))
-    with pytest.raises(ValueError, match="MLP was built for 4 features, got 3"):
-        MLP(4, 8)(torch.ones(5, 3), torch.zeros(5))
-
-
-# ---- conditioning ----
-
-
-@pytest.mark.parametrize(("build", "shape"), NETS)
-def test_another_number_of_conditioning_numbers_is_refused(
-    build: Callable[[], MLP | UNet], shape: tuple[int, ...]
-) -> None:
-    message = "built for 1 conditioning numbers a sample, got 2: build it with cond_dim=2"
+@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (2, 8, 8), (2, 64)])
+def test_unet_names_the_images_that_it_is_built_for(shape: tuple[int, ...]) -> None:
+    message = rf"built for images \(n, 1, height, width\), got {re.escape(str(shape))}"
     with pytest.raises(ValueError, match=message):
-        build()(torch.zeros(4, *shape), torch.zeros(4, 2))
+        tiny_unet()(torch.zeros(shape), torch.zeros(2))
 
 
-def test_conditioning_numbers_after_the_first_are_taken_as_they_are() -> None:
-    features = FourierFeatures(cond_dim=3, count=4)
-    cond = torch.tensor([[0.1, 5.0, -7.0], [0.1, 2.0, 3.0]])
-    out = features(cond)
-    assert out.shape == (2, features.size) == (2, 10)
-    assert torch.equal(out[:, 8:], cond[:, 1:])
-    assert torch.equal(out[0, :8], out[1, :8])
+# ---- attention ----
 
 
-def test_a_unet_with_classes_needs_the_label() -> None:
-    with pytest.raises(ValueError, match=r"needs cond of shape \(n, 2\), .* got \(3,\)"):
-        UNet(1, 16, 32, 1, 2, classes=3)(torch.zeros(3, 1, 8, 8), torch.zeros(3))
+def attended(attention: Attention, x: Tensor) -> tuple[Tensor, ...]:
+    """Return the output, and the gradients of its square by the parameters."""
+    h = attention(x)
+    return h.detach(), *torch.autograd.grad(h.square().sum(), list(attention.parameters()))
+
+
+@pytest.mark.parametrize("side", [3, 7, 12])
+def test_fused_attention_gives_the_same(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    attention, x = shaken(Attention(64)), torch.randn(2, 64, side, side)
+    results = []
+    for least in (1, 10**6):
+        monkeypatch.setattr(nets, "FUSED_TOKENS", least)
+        results.append(attended(attention, x))
+    for fused, written_out in zip(*results, strict=True):
+        error = (fused - written_out).norm() / written_out.norm()
+        assert float(error) < 1e-5
+
+
+def test_a_unet_with_fused_attention_has_second_derivatives() -> None:
+    """As sliced score matching takes them: by the input, then by the parameters."""
+    net, side = shaken(tiny_unet()), 40
+    assert (side // 4) ** 2 >= nets.FUSED_TOKENS
+    x = torch.randn(1, 1, side, side, requires_grad=True)
+    (gradient,) = torch.autograd.grad(net(x, torch.zeros(1)).sum(), x, create_graph=True)
+    gradient.square().sum().backward()
+    assert float(net.attention[0].qkv.weight.grad.abs().max()) > 0
 
 
 # ---- arguments ----
@@ -145,13 +371,14 @@ def test_widths_are_multiples_of_eight() -> None:
 @pytest.mark.parametrize(
     ("net", "name", "least"),
     [
-        *((MLP, name, 1) for name in ("dim", "width", "depth", "cond_dim")),
+        *((MLP, name, 1) for name in ("dim", "width", "depth")),
+        (MLP, "classes", 0),
         (UNet, "channels", 1),
         (UNet, "width", 8),
         (UNet, "deep", 8),
         (UNet, "blocks", 0),
         (UNet, "deep_blocks", 1),
-        (UNet, "cond_dim", 1),
+        (UNet, "levels", 2),
         (UNet, "classes", 0),
     ],
 )
