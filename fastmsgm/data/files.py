@@ -1,59 +1,78 @@
-"""Arrays from files: ``.npy`` and ``.safetensors``, never pickles, and named image sets.
+"""Data from files: arrays, folders of images, and named image sets. Pickles are never read.
 
-Nothing is rescaled silently: integers are refused.
+Numbers stay as they are. Integers are refused, except for uint8 images, which stay uint8.
 """
 
 from __future__ import annotations
 
 import os
+import zipfile
+import zlib
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from fastmsgm.data.folders import image_folder
 from fastmsgm.data.images import cifar10, fashion_mnist, kmnist, mnist
 
-_SUFFIXES = (".npy", ".safetensors")
+_SUFFIXES = (".npy", ".npz", ".safetensors")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_BY_NAME = {"fashion-mnist": fashion_mnist, "mnist": mnist, "kmnist": kmnist, "cifar-10": cifar10}
-NAMES = tuple(_BY_NAME)
+BY_NAME = {"fashion-mnist": fashion_mnist, "mnist": mnist, "kmnist": kmnist, "cifar-10": cifar10}
+_BLOCK = 2**24  # bytes of images whose axes are moved at a time
+NAMES = tuple(BY_NAME)
 
 
-def load(name_or_path: str | os.PathLike[str]) -> Tensor:
+def load(name_or_path: str | os.PathLike[str], size: int | None = None) -> Tensor:
     """Load a training set.
 
     Args:
-        name_or_path: One of ``NAMES``, or a ``.npy`` or ``.safetensors`` file that holds one array
-            (n, ...) of float16, bfloat16, float32 or float64. The values stay as they are.
+        name_or_path: One of ``NAMES``; or a ``.npy``, ``.npz`` or ``.safetensors`` file that holds
+            one array (n, ...) of float16, bfloat16, float32 or float64, or of uint8 images
+            (n, c, h, w) or (n, h, w, c); or a folder of images, see ``image_folder``. Of several
+            arrays in a ``.npz`` the one named ``arr_0`` is taken, as tools for the Frechet distance
+            write it. The axis of channels of uint8 images is the smaller one of axes 1 and 3.
+        size: Height and width of the images of a folder; None is their own, if all have one size.
 
     Returns:
-        (n, ...) float32, contiguous and finite, n >= 1.
+        (n, ...) float32, contiguous and finite, n >= 1; or (n, c, h, w) uint8, contiguous, which
+        ``fit`` and the models divide by 255 batch by batch, so that it stays small.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        TypeError: The array is not of floating point.
-        ValueError: An unknown name or suffix, a damaged file, a wrong shape, or values that are
-            not finite in float32.
+        FileNotFoundError: There is no such file or folder.
+        ImportError: A folder of images without Pillow, of the extra "images".
+        TypeError: The array is neither of floating point nor uint8.
+        ValueError: An unknown name or suffix, a damaged file, a wrong shape, values that are not
+            finite in float32, or a size for what is no folder.
     """
-    if name_or_path in _BY_NAME:
-        return _BY_NAME[str(name_or_path)]("train")
     path = Path(name_or_path)
+    if name_or_path not in BY_NAME and path.is_dir():
+        return image_folder(path, size, channels=None)
+    if size is not None:
+        raise ValueError(f"size is for folders of images, got {str(name_or_path)!r}: leave it out")
+    if name_or_path in BY_NAME:
+        return BY_NAME[str(name_or_path)]("train")
     if path.suffix not in _SUFFIXES:
         raise ValueError(
-            f"data must be one of {', '.join(NAMES)}, or the path of a {' or '.join(_SUFFIXES)} "
-            f"file, got {str(name_or_path)!r}"
+            f"data must be one of {', '.join(NAMES)}, the path of a {', '.join(_SUFFIXES[:-1])} or "
+            f"{_SUFFIXES[-1]} file, or a folder of images, got {str(name_or_path)!r}"
         )
     if not path.is_file():
         raise FileNotFoundError(f"data: there is no file {path}")
-    return _checked(path, _read_npy(path) if path.suffix == ".npy" else _read_safetensors(path))
+    if path.suffix == ".safetensors":
+        return _checked(path, _read_safetensors(path))
+    if path.suffix == ".npz":
+        return _checked(path, _read_npz(path))
+    with path.open("rb") as file:
+        return _checked(path, _read_npy(path, file))
 
 
-def _read_npy(path: Path) -> Tensor:
+def _read_npy(path: Path, file: IO[bytes]) -> Tensor:
     try:
-        with path.open("rb") as file:
-            array = np.lib.format.read_array(file, allow_pickle=False)
+        array = np.lib.format.read_array(file, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise ValueError(
             f"{path}: not a plain .npy array ({error}): write it with numpy.save, no objects"
@@ -64,6 +83,21 @@ def _read_npy(path: Path) -> Tensor:
         raise TypeError(
             f"{path}: data must be of floating point, got {array.dtype}: convert it to float32"
         ) from error
+
+
+def _read_npz(path: Path) -> Tensor:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if len(names) != 1 and "arr_0.npy" not in names:
+                raise ValueError(
+                    f"{path}: data must be a file with one array, or with one named arr_0, got "
+                    f"{len(names)}: {', '.join(names)}"
+                )
+            with archive.open(names[0] if len(names) == 1 else "arr_0.npy") as file:
+                return _read_npy(path, file)
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path}: damaged .npz file ({error})") from error
 
 
 def _read_safetensors(path: Path) -> Tensor:
@@ -81,19 +115,17 @@ def _read_safetensors(path: Path) -> Tensor:
 
 
 def _checked(path: Path, x: Tensor) -> Tensor:
-    if x.dtype == torch.uint8:
+    if x.dtype not in (*_FLOATS, torch.uint8):
         raise TypeError(
-            f"{path}: data must be of floating point, got uint8: if these are images, divide them "
-            "by 255"
-        )
-    if x.dtype not in _FLOATS:
-        raise TypeError(
-            f"{path}: data must be of floating point, got {x.dtype}: convert it to float32"
+            f"{path}: data must be of floating point, or uint8 images, got {x.dtype}: convert it "
+            "to float32"
         )
     if x.ndim < 2 or x.numel() == 0:
         raise ValueError(
             f"{path}: data must have shape (n, ...) with n >= 1 and features, got {tuple(x.shape)}"
         )
+    if x.dtype == torch.uint8:
+        return _channels_first(path, x.contiguous())
     x = x.float().contiguous()
     finite = x.isfinite().flatten(1).all(1)
     if not finite.all():
@@ -103,3 +135,18 @@ def _checked(path: Path, x: Tensor) -> Tensor:
             f"{len(x)} samples, the first is sample {int(wrong[0])}: remove them"
         )
     return x
+
+
+def _channels_first(path: Path, x: Tensor) -> Tensor:
+    """Return uint8 images as (n, c, h, w); their memory is used again, since they may be large."""
+    if x.ndim != 4:
+        raise ValueError(
+            f"{path}: data of uint8 must be images (n, c, h, w) or (n, h, w, c), got "
+            f"{tuple(x.shape)}: add the axis of channels, or convert other data to float32"
+        )
+    n, height, width, channels = x.shape
+    if height <= channels:
+        return x
+    for block in x.split(max(1, _BLOCK // x[0].numel())):
+        block.view(len(block), -1).copy_(block.movedim(-1, 1).reshape(len(block), -1))
+    return x.view(n, channels, height, width)

@@ -4,7 +4,7 @@
 
 with s the noise level at which sampling starts. One mean and the log-variance of the data match
 the moments of the noised data; the class means and variance 0 are the class-average start of
-"Dale meets Langevin" (arXiv 2510.02730).
+"Dale meets Langevin" (arXiv 2510.02730). ``LogMoments`` is what the fits are computed from.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastmsgm.checks import check_labels, is_number
+from fastmsgm.checks import is_number
+from fastmsgm.data.batches import Data, located, one_pass
+from fastmsgm.data.moments import ClassMeans, Moments
 from fastmsgm.gbm.process import check_multiplicative
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LogNormalPrior:
     """Log-normal noise around ``means``; sample i takes mean i mod m.
 
@@ -41,74 +43,138 @@ class LogNormalPrior:
             raise ValueError(f"variance must be a number of 0 or more, got {self.variance!r}")
         object.__setattr__(self, "variance", float(self.variance))
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, LogNormalPrior):
+            return NotImplemented
+        same = self.means.shape == other.means.shape and self.variance == other.variance
+        return same and torch.equal(self.means.cpu(), other.means.cpu())
+
+    def __hash__(self) -> int:
+        return hash((self.means.shape, self.variance))
+
+    def __repr__(self) -> str:
+        return f"LogNormalPrior(means={tuple(self.means.shape)}, variance={self.variance:g})"
+
     def std(self, s: float) -> float:
         """Return the standard deviation of log x at noise level s."""
         return math.sqrt(s**2 + self.variance)
 
     @classmethod
-    def per_feature(cls, x0: Tensor) -> LogNormalPrior:
+    def per_feature(cls, x0: Data) -> LogNormalPrior:
         """Fit the log-mean of every feature and one log-variance.
 
         Accurate where s is much larger than the spread of the data.
 
         Args:
-            x0: (n, ...) data in the units of the process.
+            x0: A tensor (n, ...), a data set or a loader, in the units of the process.
 
         Raises:
             ValueError: x0 has zeros, non-finite values, or features of both signs.
         """
-        return cls._fit(x0, [0])
+        return LogMoments(x0).per_feature()
 
     @classmethod
-    def per_channel(cls, x0: Tensor) -> LogNormalPrior:
+    def per_channel(cls, x0: Data) -> LogNormalPrior:
         """Fit one log-mean per channel and one log-variance, as the paper does.
 
         Args:
-            x0: (n, ...) data in the units of the process. Axis 1 of images holds the channels;
-                other data have one log-mean for all features.
+            x0: A tensor (n, ...), a data set or a loader, in the units of the process. Axis 1 of
+                images holds the channels; other data have one log-mean for all features.
 
         Raises:
             ValueError: x0 has zeros, non-finite values, or features of both signs.
         """
-        return cls._fit(x0, [0, 2, 3] if x0.ndim == 4 else list(range(x0.ndim)))
+        return LogMoments(x0).per_channel()
 
     @classmethod
-    def class_average(cls, x0: Tensor, labels: Tensor) -> LogNormalPrior:
+    def class_average(cls, x0: Data, labels: Tensor | bool) -> LogNormalPrior:
         """Fit the mean of every class: the class-average start of the paper.
 
         Args:
-            x0: (n, ...) data in the units of the process.
-            labels: (n,) integers.
+            x0: A tensor (n, ...), a data set or a loader, in the units of the process.
+            labels: (n,) integers, or True for those of the items of a data set.
 
         Raises:
             TypeError: labels is not an integer tensor.
             ValueError: x0 has zeros or non-finite values, or labels another shape.
         """
-        check_multiplicative("x0", x0)
-        check_labels(labels, len(x0))
-        return cls(torch.stack([x0[labels == c].mean(0) for c in labels.unique()]).float(), 0.0)
-
-    @classmethod
-    def _fit(cls, x0: Tensor, axes: list[int]) -> LogNormalPrior:
-        sign = feature_signs(x0)
-        y = torch.log(x0.abs()).double()
-        mean = y.mean(axes, keepdim=True)
-        return cls((sign * torch.exp(mean)).float(), float((y - mean).square().mean()))
+        return LogMoments(x0, labels, name="x0").class_average()
 
 
-def feature_signs(x0: Tensor) -> Tensor:
-    """Return the sign of every feature, (1, ...), which multiplicative noise never changes.
+class LogMoments:
+    """Moments of log|x|, signs and class means, in float64, from one pass over the data.
+
+    Args:
+        data: A tensor (n, ...), a data set or a loader.
+        labels: (n,) integers, True for those of the items, or None.
+        offset: Number added to the data before the process sees them.
+        name: Of the data, in messages.
+
+    Attributes:
+        classes: The labels that occurred and the means of their samples.
 
     Raises:
-        ValueError: A feature has both signs, so that no log-normal prior can reach all data.
+        TypeError: Data or labels of the wrong type.
+        ValueError: Data with zeros after the offset or non-finite values, or labels of another
+            shape.
     """
-    check_multiplicative("data", x0)
-    positive = (x0 > 0).float().mean(0, keepdim=True)
-    mixed = (positive > 0) & (positive < 1)
-    if bool(mixed.any()):
-        raise ValueError(
-            f"data must keep one sign per feature, got both signs in {int(mixed.sum())} of "
-            f"{mixed.numel()} features: shift the data with offset=..., so that they are positive, "
-            "or use a Rotation model"
-        )
-    return 2 * positive - 1
+
+    def __init__(
+        self,
+        data: Data,
+        labels: Tensor | bool | None = None,
+        *,
+        offset: float = 0.0,
+        name: str = "data",
+    ) -> None:
+        self.classes, self._log, self._positive = ClassMeans(), Moments(), torch.zeros(())
+        for block, label in one_pass(data, labels, name):
+            x = block + offset
+            with located(self._log.n, len(x)):
+                check_multiplicative(name, x)
+            self._log.update(x.abs().double().log_())
+            self._positive = self._positive.to(x.device) + (x > 0).sum(0)
+            if label is not None:
+                self.classes.update(x, label)
+
+    @property
+    def signs(self) -> Tensor:
+        """(1, ...) float32, the sign of every feature, which multiplicative noise never changes.
+
+        Raises:
+            ValueError: A feature has both signs, so that no log-normal prior can reach all data.
+        """
+        mixed = (self._positive > 0) & (self._positive < self._log.n)
+        if bool(mixed.any()):
+            raise ValueError(
+                f"data must keep one sign per feature, got both signs in {int(mixed.sum())} of "
+                f"{mixed.numel()} features: shift the data with offset=..., so that they are "
+                "positive, or use a Rotation model"
+            )
+        return torch.where(self._positive > 0, 1.0, -1.0)[None]
+
+    def per_feature(self) -> LogNormalPrior:
+        """Return the prior with the log-mean of every feature."""
+        return self._prior(self._log.mean)
+
+    def per_channel(self) -> LogNormalPrior:
+        """Return the prior with one log-mean per channel of images, else one for all features."""
+        mean = self._log.mean
+        axes = (1, 2) if mean.ndim == 3 else tuple(range(mean.ndim))
+        return self._prior(mean.mean(axes, keepdim=True).expand_as(mean))
+
+    def class_average(self) -> LogNormalPrior:
+        """Return the prior with the mean of every class, in the order of the labels."""
+        return LogNormalPrior(self.classes.means.float(), 0.0)
+
+    def log_std(self, scale: Tensor) -> float:
+        """Return the standard deviation of log(x / scale) over all entries, for scale (1, ...)."""
+        centre = (self._log.mean - torch.log(scale[0].abs().double())).flatten()
+        centre = centre - centre[0]  # exactly 0 for data that do not vary
+        between = self._log.n * (centre - centre.mean()).square().sum()
+        entries = self._log.n * len(centre)
+        return math.sqrt(float(self._log.m2.sum() + between) / max(entries - 1, 1))
+
+    def _prior(self, log_means: Tensor) -> LogNormalPrior:
+        variance = self._log.variance + (self._log.mean - log_means).square()
+        return LogNormalPrior((self.signs * log_means.exp()).float(), float(variance.mean()))

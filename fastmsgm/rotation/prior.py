@@ -1,6 +1,7 @@
 """RadialPrior: the distribution of the norms of the data, which rotations keep.
 
-Sampling starts from a norm of this distribution times a uniform direction.
+Sampling starts from a norm of this distribution times a uniform direction. ``LogNorms`` is what it
+is fitted to.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from torch import Tensor
 
 from fastmsgm import rng
 from fastmsgm.checks import check_int, is_number
+from fastmsgm.data.batches import Data, located, one_pass
 from fastmsgm.rotation.process import check_directions
 
 LARGEST_LOG_NORM = 88.0  # of a sampled norm: its exponential is a float32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RadialPrior:
     """The distribution of log|x|: empirical (ECDF) or a KDE, with or without a Pareto tail.
 
@@ -64,18 +66,34 @@ class RadialPrior:
             )
         object.__setattr__(self, "tail", tail)
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, RadialPrior):
+            return NotImplemented
+        same = (self.bandwidth, self.tail) == (other.bandwidth, other.tail)
+        return same and torch.equal(self.log_norms.cpu(), other.log_norms.cpu())
+
+    def __hash__(self) -> int:
+        return hash((len(self.log_norms), self.bandwidth, self.tail))
+
+    def __repr__(self) -> str:
+        return (
+            f"RadialPrior({len(self.log_norms)} norms, bandwidth={self.bandwidth:g}, "
+            f"tail={self.tail})"
+        )
+
     @classmethod
-    def fit(cls, x: Tensor, *, smooth: bool = False, pareto: float = 0.0) -> RadialPrior:
+    def fit(cls, x: Data, *, smooth: bool = False, pareto: float = 0.0) -> RadialPrior:
         """Fit the prior of data.
 
         Args:
-            x: (n, ...) data in the units of the process: after the offset has been added.
+            x: A tensor (n, ...), a data set or a loader, in the units of the process: after the
+                offset has been added.
             smooth: KDE with Silverman's bandwidth instead of the ECDF.
             pareto: Share of the largest norms that is replaced by a Pareto tail, in [0, 0.5]; 0.01
                 is a usual choice.
 
         Raises:
-            TypeError: x is not a tensor of floating point.
+            TypeError: x is of the wrong type.
             ValueError: x has no directions, or pareto is out of range or less than one norm.
 
         Example:
@@ -84,23 +102,7 @@ class RadialPrior:
             >>> prior.tail, 0.5 < prior.tail_index < 2
             (100, True)
         """
-        check_directions("x", x)
-        if not is_number(pareto) or not 0 <= pareto <= 0.5:
-            raise ValueError(
-                f"pareto must be a share in [0, 0.5] (0.01 is a usual choice), got {pareto!r}"
-            )
-        tail = round(pareto * len(x))
-        if pareto and not tail:
-            raise ValueError(
-                f"pareto must be a share of at least one of the {len(x)} norms, got {pareto!r}, "
-                f"which rounds to none: give at least {1 / len(x):.2g}, or 0 for no tail"
-            )
-        log_norms = torch.log(x.reshape(len(x), -1).double().norm(dim=1)).sort().values
-        thinned = log_norms[:: max(1, len(log_norms) // 2**20)]
-        low, high = torch.quantile(thinned, log_norms.new_tensor([0.25, 0.75]))
-        spread = min(float(log_norms.std(correction=0)), float(high - low) / 1.34)
-        bandwidth = 0.9 * spread * len(log_norms) ** -0.2 if smooth else 0.0
-        return cls(log_norms.float(), bandwidth, tail)
+        return LogNorms(x, name="x").prior(smooth=smooth, pareto=pareto)
 
     @property
     def tail_index(self) -> float:
@@ -128,3 +130,61 @@ class RadialPrior:
             beyond = threshold - torch.log((m - rank) / self.tail) / self.tail_index
             logs = torch.where(rank > m - self.tail, beyond, logs)
         return torch.exp(logs.clamp(max=LARGEST_LOG_NORM)).float()
+
+
+class LogNorms:
+    """The logarithms of the norms of all samples, from one pass over the data.
+
+    Args:
+        data: A tensor (n, ...), a data set or a loader.
+        offset: Number added to the data before the process sees them.
+        name: Of the data, in messages.
+
+    Attributes:
+        shape: Shape of one sample.
+        values: (n,) float64.
+
+    Raises:
+        TypeError: Data of the wrong type.
+        ValueError: Data without directions: zero vectors after the offset, or non-finite values.
+    """
+
+    def __init__(self, data: Data, *, offset: float = 0.0, name: str = "data") -> None:
+        self.shape: tuple[int, ...] = ()
+        values, n = torch.empty(0, dtype=torch.float64), 0
+        for block, _ in one_pass(data, name=name):
+            x = block + offset
+            with located(n, len(x)):
+                check_directions(name, x)
+            if n + len(x) > len(values):
+                # Twice as long: many short tensors between the blocks would scatter the heap, so
+                # that the blocks' memory could not be used again.
+                more = x.new_empty(n + len(x), dtype=torch.float64)
+                values = torch.cat((values.to(x.device), more))
+            values[n : n + len(x)] = x.reshape(len(x), -1).double().norm(dim=1).log_()
+            self.shape, n = tuple(x.shape[1:]), n + len(x)
+        self.values = values[:n]
+
+    def prior(self, *, smooth: bool = False, pareto: float = 0.0) -> RadialPrior:
+        """Return the prior with these norms; arguments as of ``RadialPrior.fit``.
+
+        Raises:
+            ValueError: pareto is out of range or less than one norm.
+        """
+        n = len(self.values)
+        if not is_number(pareto) or not 0 <= pareto <= 0.5:
+            raise ValueError(
+                f"pareto must be a share in [0, 0.5] (0.01 is a usual choice), got {pareto!r}"
+            )
+        tail = round(pareto * n)
+        if pareto and not tail:
+            raise ValueError(
+                f"pareto must be a share of at least one of the {n} norms, got {pareto!r}, "
+                f"which rounds to none: give at least {1 / n:.2g}, or 0 for no tail"
+            )
+        log_norms = self.values.sort().values
+        thinned = log_norms[:: max(1, n // 2**20)]
+        low, high = torch.quantile(thinned, log_norms.new_tensor([0.25, 0.75]))
+        spread = min(float(log_norms.std(correction=0)), float(high - low) / 1.34)
+        bandwidth = 0.9 * spread * n**-0.2 if smooth else 0.0
+        return RadialPrior(log_norms.float(), bandwidth, tail)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from fastmsgm import data
 
@@ -33,28 +33,95 @@ def test_load_safetensors(dtype: torch.dtype, tmp_path: Path) -> None:
     assert torch.equal(data.load(tmp_path / "x.safetensors"), x.float())
 
 
-@pytest.mark.parametrize("name", ["fashion", "x.npz", "x.pt", "folder/x"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_load_npz(compressed: bool, tmp_path: Path) -> None:
+    array = np.random.default_rng(0).normal(size=(4, 2, 3)).astype(np.float32)
+    (np.savez_compressed if compressed else np.savez)(tmp_path / "x.npz", any_name=array)
+    assert torch.equal(data.load(tmp_path / "x.npz"), torch.from_numpy(array))
+
+
+def test_load_npz_takes_arr_0_of_several(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", np.ones((4, 3)), np.zeros(4), labels=np.zeros(4))
+    assert torch.equal(data.load(tmp_path / "x.npz"), torch.ones(4, 3))
+
+
+def write(path: Path, array: np.ndarray[Any, Any]) -> None:
+    if path.suffix == ".npy":
+        np.save(path, array)
+    elif path.suffix == ".npz":
+        np.savez(path, array)
+    else:
+        save_file({"x": torch.from_numpy(array)}, path)
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz", "safetensors"])
+@pytest.mark.parametrize(
+    ("shape", "channels_last"),
+    [
+        ((9, 3, 5, 7), False),
+        ((9, 5, 7, 3), True),
+        ((9, 5, 7, 1), True),
+        ((9, 1, 5, 7), False),
+        ((9, 6, 8, 7), False),
+        ((9, 3, 3, 3), False),
+    ],
+)
+def test_images_of_bytes_stay_bytes(
+    shape: tuple[int, ...],
+    channels_last: bool,
+    suffix: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fastmsgm.data.files._BLOCK", 250)  # several blocks of images
+    array = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
+    write(tmp_path / f"x.{suffix}", array)
+    images = data.load(tmp_path / f"x.{suffix}")
+    expected = torch.from_numpy(array)
+    assert images.dtype == torch.uint8
+    assert images.is_contiguous()
+    assert torch.equal(images, expected.movedim(-1, 1) if channels_last else expected)
+
+
+def test_the_file_stays_as_it_is(tmp_path: Path) -> None:
+    x = torch.arange(2 * 5 * 7 * 3, dtype=torch.uint8).reshape(2, 5, 7, 3)
+    save_file({"x": x}, tmp_path / "x.safetensors")
+    data.load(tmp_path / "x.safetensors")
+    assert torch.equal(load_file(tmp_path / "x.safetensors")["x"], x)
+
+
+@pytest.mark.parametrize("name", ["fashion", "x.pt", "folder/x"])
 def test_load_refuses_an_unknown_name(name: str) -> None:
     with pytest.raises(
         ValueError,
-        match=rf"fashion-mnist, mnist, kmnist, cifar-10, .*npy or \.safetensors.*'{name}'",
+        match=rf"fashion-mnist, mnist, kmnist, cifar-10, .*\.npy, \.npz or .*folder.*'{name}'",
     ):
         data.load(name)
 
 
-def test_load_names_an_absent_file(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"there is no file .*x\.npy"):
-        data.load(tmp_path / "x.npy")
+@pytest.mark.parametrize("suffix", ["npy", "npz", "safetensors"])
+def test_load_names_an_absent_file(suffix: str, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=rf"there is no file .*x\.{suffix}"):
+        data.load(tmp_path / f"x.{suffix}")
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist", "x.npy"])
+def test_load_refuses_a_size_for_what_is_no_folder(name: str) -> None:
+    with pytest.raises(ValueError, match=f"size is for folders of images, got '{name}'"):
+        data.load(name, size=32)
 
 
 @pytest.mark.parametrize(
     ("array", "error", "message"),
     [
         (
-            np.zeros((2, 3), np.uint8),
-            TypeError,
-            "got uint8: if these are images, divide them by 255",
+            np.zeros((2, 28, 28), np.uint8),
+            ValueError,
+            r"uint8 must be images \(n, c, h, w\) or .*, got \(2, 28, 28\): add the axis",
         ),
+        (np.zeros((2, 0, 2, 2), np.uint8), ValueError, r"got \(2, 0, 2, 2\)"),
+        (np.zeros((2, 3), np.int16), TypeError, r"got torch\.int16: convert it to float32"),
+        (np.zeros((2, 3), bool), TypeError, r"got torch\.bool: convert it to float32"),
         (np.zeros((2, 3), np.int64), TypeError, r"got torch\.int64: convert it to float32"),
         (np.zeros((2, 3), np.complex64), TypeError, r"got torch\.complex64"),
         (np.array([["a"]]), TypeError, "got <U1: convert it to float32"),
@@ -78,18 +145,21 @@ def test_load_npy_refuses(
 
 def test_load_never_unpickles(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.array([[object()]]), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"x\.npy: not a plain \.npy array .*allow_pickle"):
-        data.load(tmp_path / "x.npy")
+    np.savez(tmp_path / "x.npz", np.array([[object()]]), allow_pickle=True)
+    for name in ("x.npy", "x.npz"):
+        with pytest.raises(ValueError, match=rf"{name}: not a plain \.npy array .*allow_pickle"):
+            data.load(tmp_path / name)
 
 
-@pytest.mark.parametrize("suffix", ["npy", "safetensors"])
+@pytest.mark.parametrize("suffix", ["npy", "npz", "safetensors"])
 @pytest.mark.parametrize(
     "raw", [b"", b"not an array, but long enough to have a header of sixty-four bytes or so"]
 )
 def test_load_refuses_a_damaged_file(suffix: str, raw: bytes, tmp_path: Path) -> None:
     path = tmp_path / f"x.{suffix}"
     path.write_bytes(raw)
-    with pytest.raises(ValueError, match=r"not a plain \.npy array|damaged \.safetensors file"):
+    message = r"not a plain \.npy array|damaged \.(safetensors|npz) file"
+    with pytest.raises(ValueError, match=message):
         data.load(path)
 
 
@@ -99,6 +169,23 @@ def test_load_refuses_a_truncated_npy(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(ValueError, match=r"not a plain \.npy array"):
         data.load(path)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_load_refuses_a_damaged_npz(compressed: bool, tmp_path: Path) -> None:
+    path, array = tmp_path / "x.npz", np.random.default_rng(0).normal(size=(200, 3))
+    (np.savez_compressed if compressed else np.savez)(path, array)
+    raw = bytearray(path.read_bytes())
+    raw[1000] ^= 255
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=r"x\.npz: damaged \.npz file"):
+        data.load(path)
+
+
+def test_load_refuses_several_arrays(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", images=np.ones((4, 3)), labels=np.zeros(4))
+    with pytest.raises(ValueError, match=r"one named arr_0, got 2: images\.npy, labels\.npy"):
+        data.load(tmp_path / "x.npz")
 
 
 def test_load_refuses_several_tensors() -> None:

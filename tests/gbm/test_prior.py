@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from fastmsgm.gbm import GBM, LogNormalPrior
-from fastmsgm.gbm.prior import feature_signs
+from fastmsgm.gbm.prior import LogMoments
 
 
 def images(n: int = 200) -> torch.Tensor:
@@ -78,12 +80,98 @@ def test_class_average_refuses_labels(labels: torch.Tensor) -> None:
         LogNormalPrior.class_average(torch.ones(3, 2), labels)
 
 
-def test_feature_signs() -> None:
-    assert feature_signs(torch.tensor([[1.0, -2.0], [3.0, -1.0]])).tolist() == [[1.0, -1.0]]
+def test_the_signs_of_the_features() -> None:
+    assert LogMoments(torch.tensor([[1.0, -2.0], [3.0, -1.0]])).signs.tolist() == [[1.0, -1.0]]
+
+
+@pytest.mark.parametrize("fit", [LogNormalPrior.per_feature, LogNormalPrior.per_channel])
+def test_fits_refuse_features_of_both_signs(fit: Callable[[torch.Tensor], LogNormalPrior]) -> None:
     with pytest.raises(
         ValueError, match=r"one sign per feature, got both signs in 1 of 2 features: .*offset="
     ):
-        feature_signs(torch.tensor([[1.0, -2.0], [3.0, 1.0]]))
+        fit(torch.tensor([[1.0, -2.0], [3.0, 1.0]]))
+
+
+def two_passes(
+    x0: torch.Tensor, axes: list[int], scale: torch.Tensor
+) -> tuple[torch.Tensor, float, float]:
+    """Log-mean, log-variance and the deviation of log(x / scale) by their definitions."""
+    y = torch.log(x0.double().abs())
+    mean = y.mean(axes, keepdim=True).expand(1, *x0.shape[1:])
+    deviation = float((y - torch.log(scale.abs().double())).std())
+    return x0[:1].sign() * mean.exp(), float((y - mean).square().mean()), deviation
+
+
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_pass_gives_the_moments(
+    rows: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Means per feature and channel, whatever the blocks, of data with 1e4 between the features."""
+    monkeypatch.setattr("fastmsgm.data.batches.BLOCK", rows * 32)
+    scale = torch.logspace(-2, 2, 32).reshape(2, 4, 4) * torch.tensor([1.0, -1.0])[:, None, None]
+    x0 = (images() * scale).to(dtype)
+    for fit, axes in ((LogNormalPrior.per_feature, [0]), (LogNormalPrior.per_channel, [0, 2, 3])):
+        prior = fit(x0)
+        means, variance, log_std = two_passes(x0, axes, prior.means)
+        torch.testing.assert_close(prior.means.double(), means.double(), rtol=1e-6, atol=0)
+        assert prior.variance == pytest.approx(variance, rel=1e-6)
+        assert LogMoments(x0).log_std(prior.means) == pytest.approx(log_std, rel=1e-6)
+
+
+def test_a_data_set_and_a_loader_give_the_prior_of_the_tensor() -> None:
+    x0, labels = images(), torch.arange(200) % 3
+    dataset = TensorDataset(x0, labels)
+    loader = DataLoader(dataset, batch_size=7, shuffle=True)
+    for fit in (LogNormalPrior.per_feature, LogNormalPrior.per_channel):
+        for data in (dataset, loader):
+            torch.testing.assert_close(fit(data).means, fit(x0).means)
+            assert fit(data).variance == pytest.approx(fit(x0).variance, rel=1e-12)
+    expected = LogNormalPrior.class_average(x0, labels).means
+    torch.testing.assert_close(LogNormalPrior.class_average(dataset, True).means, expected)
+    torch.testing.assert_close(LogNormalPrior.class_average(loader, labels).means, expected)
+
+
+def test_class_means_do_not_depend_on_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    x0, labels = images(), torch.arange(200) // 50
+    monkeypatch.setattr("fastmsgm.data.batches.BLOCK", 32 * 9)
+    means = torch.stack([x0[labels == c].double().mean(0) for c in range(4)])
+    torch.testing.assert_close(LogNormalPrior.class_average(x0, labels).means, means.float())
+
+
+def test_an_error_says_which_samples_it_is_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastmsgm.data.batches.BLOCK", 20)
+    x0 = torch.ones(100, 2)
+    x0[57] = 0
+    with pytest.raises(ValueError, match=r"no zeros, got 10\.00%: .*\(in samples 50 to 59\)"):
+        LogNormalPrior.per_feature(x0)
+
+
+# ---- comparison ----
+
+
+def test_priors_are_equal_by_value() -> None:
+    prior = LogNormalPrior(torch.ones(2, 3), 0.5)
+    assert prior == LogNormalPrior(torch.ones(2, 3), 0.5)
+    assert len({prior, LogNormalPrior(torch.ones(2, 3), 0.5)}) == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        LogNormalPrior(torch.ones(2, 3), 0.25),
+        LogNormalPrior(torch.ones(1, 3), 0.5),
+        LogNormalPrior(torch.ones(2, 3) + 1e-6, 0.5),
+        "a prior",
+    ],
+)
+def test_priors_differ(other: object) -> None:
+    assert LogNormalPrior(torch.ones(2, 3), 0.5) != other
+
+
+def test_the_repr_is_short() -> None:
+    prior = LogNormalPrior(torch.ones(10, 1, 28, 28), 0)
+    assert repr(prior) == "LogNormalPrior(means=(10, 1, 28, 28), variance=0)"
 
 
 @pytest.mark.parametrize("bad", [torch.zeros(2, 2), torch.full((2, 2), math.nan)])
@@ -92,7 +180,7 @@ def test_fits_refuse_zeros_and_nan(bad: torch.Tensor) -> None:
         with pytest.raises(ValueError, match="data must"):
             fit(bad)
     with pytest.raises(ValueError, match="x0 must"):
-        LogNormalPrior.class_average(bad, torch.zeros(2))
+        LogNormalPrior.class_average(bad, torch.zeros(2, dtype=torch.int64))
 
 
 @pytest.mark.parametrize(

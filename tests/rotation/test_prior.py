@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 from fastmsgm import rng
 from fastmsgm.evaluation.metrics import kolmogorov_smirnov
@@ -101,7 +102,59 @@ def test_no_norm_of_a_heavy_tail_overflows() -> None:
     assert torch.isfinite(prior.sample(100_000, rng.stream(0))).all()
 
 
+def test_a_data_set_gives_the_prior_of_the_tensor() -> None:
+    x = cauchy_norms(500)
+    dataset = TensorDataset(x, torch.arange(500))
+    for data in (dataset, DataLoader(dataset, 64, shuffle=True)):
+        assert RadialPrior.fit(data, smooth=True, pareto=0.1) == RadialPrior.fit(
+            x, smooth=True, pareto=0.1
+        )
+
+
+def test_the_norms_do_not_depend_on_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = cauchy_norms(500)
+    whole = RadialPrior.fit(x)
+    monkeypatch.setattr("fastmsgm.data.batches.BLOCK", 14)
+    assert RadialPrior.fit(x) == whole
+
+
+# ---- comparison ----
+
+
+def test_priors_are_equal_by_value() -> None:
+    one, two = (RadialPrior(torch.arange(3.0), 0.5, 1) for _ in range(2))
+    assert one == two
+    assert len({one, two}) == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        RadialPrior(torch.arange(3.0), 0.25, 1),
+        RadialPrior(torch.arange(3.0), 0.5, 2),
+        RadialPrior(torch.arange(4.0), 0.5, 1),
+        RadialPrior(torch.arange(3.0) + 1, 0.5, 1),
+        "a prior",
+    ],
+)
+def test_priors_differ(other: object) -> None:
+    assert RadialPrior(torch.arange(3.0), 0.5, 1) != other
+
+
+def test_the_repr_is_short() -> None:
+    prior = RadialPrior(torch.zeros(50_000), tail=500)
+    assert repr(prior) == "RadialPrior(50000 norms, bandwidth=0, tail=500)"
+
+
 # ---- errors ----
+
+
+def test_an_error_says_which_samples_it_is_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastmsgm.data.batches.BLOCK", 20)
+    x = torch.ones(100, 2)
+    x[57] = 0
+    with pytest.raises(ValueError, match=r"no zero vectors, got 1: .*\(in samples 50 to 59\)"):
+        RadialPrior.fit(x)
 
 
 @pytest.mark.parametrize("pareto", [-0.1, 0.6, math.nan, True])

@@ -1,0 +1,65 @@
+"""DataOrder: which samples make up batch k, a function of seed and k alone."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from fastmsgm import rng
+from fastmsgm.checks import check_int
+
+
+class DataOrder(Sampler[list[int]]):
+    """Batch sampler of training: every epoch is a new permutation, and batches run on over epochs.
+
+    The permutation of an epoch is the order of the words of the noise stream. The sampler never
+    ends, and a run that starts at ``first_step`` sees the batches that follow.
+
+    Args:
+        n: Number of samples in the data set.
+        batch_size: Samples of a batch.
+        seed: Seed of the noise stream, 0 .. 2^64 - 1.
+        first_step: The batch that iteration begins with.
+
+    Raises:
+        TypeError: An argument is not an int.
+        ValueError: An argument is out of range.
+
+    Example:
+        >>> order = DataOrder(n=100, batch_size=8, seed=1, first_step=500)
+        >>> dataset = torch.utils.data.TensorDataset(torch.randn(100, 3))
+        >>> loader = torch.utils.data.DataLoader(dataset, batch_sampler=order)
+        >>> next(iter(loader))[0].shape
+        torch.Size([8, 3])
+    """
+
+    def __init__(self, n: int, batch_size: int, seed: int = 0, first_step: int = 0) -> None:
+        self.n = check_int("n", n, 1)
+        self.batch_size = check_int("batch_size", batch_size, 1)
+        self.seed = check_int("seed", seed, 0, 2**64 - 1)
+        self.first_step = check_int("first_step", first_step, 0)
+        self._epoch, self._permutation = -1, torch.empty(0, dtype=torch.int64)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in itertools.count(self.first_step):
+            yield self.batch(step).tolist()
+
+    def batch(self, step: int) -> Tensor:
+        """Return the sample indices of batch ``step``, (batch_size,) int64 on the CPU."""
+        parts, first, end = [], step * self.batch_size, (step + 1) * self.batch_size
+        while first < end:
+            epoch, position = divmod(first, self.n)
+            parts.append(self._order(epoch)[position : position + end - first])
+            first += len(parts[-1])
+        return torch.cat(parts)
+
+    def _order(self, epoch: int) -> Tensor:
+        if epoch != self._epoch:
+            stream, quads = rng.stream(self.seed), -(-self.n // 4)
+            words = rng.words(1, quads, stream, rng.Purpose.DATA_ORDER, epoch).flatten()
+            self._epoch, self._permutation = epoch, words[: self.n].argsort(stable=True)
+        return self._permutation

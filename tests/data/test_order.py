@@ -1,0 +1,66 @@
+"""DataOrder: every epoch is a permutation, and a batch depends on its step alone."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from fastmsgm.data import DataOrder
+
+
+@pytest.mark.parametrize(("n", "size"), [(10, 4), (6, 6), (5, 12), (1, 3)])
+def test_every_epoch_is_a_permutation(n: int, size: int) -> None:
+    order = DataOrder(n, size, seed=2)
+    epochs = 12 * size // n
+    indices = torch.cat([order.batch(k) for k in range(12)])[: epochs * n].reshape(epochs, n)
+    assert torch.equal(indices.sort().values, torch.arange(n).expand(epochs, n))
+
+
+def test_epochs_and_seeds_differ() -> None:
+    order = DataOrder(100, 100, seed=2)
+    assert not torch.equal(order.batch(0), order.batch(1))
+    assert not torch.equal(order.batch(0), DataOrder(100, 100, seed=3).batch(0))
+
+
+def test_the_order_is_that_of_earlier_versions() -> None:
+    assert DataOrder(7, 5, seed=3).batch(2).tolist() == [2, 3, 0, 4, 5]
+
+
+def test_a_batch_does_not_depend_on_the_batches_before() -> None:
+    order = DataOrder(10, 4, seed=2)
+    batches = [order.batch(k) for k in range(8)]
+    for k in (7, 0, 5):
+        assert torch.equal(DataOrder(10, 4, seed=2).batch(k), batches[k])
+
+
+def test_iteration_begins_with_the_first_step() -> None:
+    order = DataOrder(10, 4, seed=2)
+    later = itertools.islice(DataOrder(10, 4, seed=2, first_step=5), 3)
+    assert list(later) == [order.batch(k).tolist() for k in (5, 6, 7)]
+
+
+def test_a_loader_takes_it_as_its_batch_sampler() -> None:
+    order, x = DataOrder(10, 4, seed=2), torch.arange(10.0)
+    loader = DataLoader(TensorDataset(x), batch_sampler=order)
+    for step, (batch,) in zip(range(5), loader, strict=False):
+        assert torch.equal(batch, x[order.batch(step)])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"n": 0}, ValueError, "n must be at least 1, got 0"),
+        ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
+        ({"batch_size": 2.0}, TypeError, "batch_size must be an int"),
+        ({"seed": -1}, ValueError, r"seed must be in 0 \.\. 2\^64 - 1, got -1"),
+        ({"first_step": -1}, ValueError, "first_step must be at least 0, got -1"),
+    ],
+)
+def test_it_refuses(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    arguments: dict[str, Any] = {"n": 10, "batch_size": 4, **change}
+    with pytest.raises(error, match=message):
+        DataOrder(**arguments)
