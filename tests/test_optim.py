@@ -144,7 +144,8 @@ def test_zeros_stay_zero_and_are_reported_once(caplog: pytest.LogCaptureFixture)
             optimizer.step()
     assert not bool(norm.bias.any())
     assert not torch.equal(norm.weight, before)
-    (record,) = caplog.records
+    # A new machine's first call also says that kernels are compiled.
+    (record,) = (record for record in caplog.records if "zero" in record.getMessage())
     assert "4 of 23 weights are zero and will stay so" in record.getMessage()
     assert "initialise them away from zero" in record.getMessage()
 
@@ -152,7 +153,7 @@ def test_zeros_stay_zero_and_are_reported_once(caplog: pytest.LogCaptureFixture)
 def test_without_zeros_nothing_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "fastmsgm"):
         ExponentiatedGradient([parameter(5)]).step()
-    assert not caplog.records
+    assert "zero" not in caplog.text
 
 
 def test_positive_least_squares() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmsgm.evaluation.plots import pyplot
+from fastmsgm.evaluation import plots
 
 
 def anderson_darling(x: Tensor) -> float:
@@ -49,9 +49,8 @@ def plot(panels: dict[str, list[Tensor]], path: str | os.PathLike[str], columns:
     Raises:
         ImportError: matplotlib is missing.
     """
-    plt = pyplot()
     rows = -(-len(panels) // columns)
-    figure = plt.figure(figsize=(4.2 * columns, 4 * rows), layout="constrained")
+    figure = plots.figure(figsize=(4.2 * columns, 4 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for (title, samples), panel in zip(panels.items(), grid.flat, strict=True):
         panel.plot((-4, 4), (-4, 4), color="black", linewidth=1)
@@ -66,4 +65,3 @@ def plot(panels: dict[str, list[Tensor]], path: str | os.PathLike[str], columns:
     figure.supylabel("quantile of the sample, standardised")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
-    plt.close(figure)

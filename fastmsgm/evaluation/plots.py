@@ -1,6 +1,7 @@
 """Plots: image grids, film strips from noise to data, and heavy tails.
 
-Needs the extra ``images``.
+Needs the extra ``images``. Everything is drawn into files: matplotlib's backend and the user's open
+figures stay as they are.
 """
 
 from __future__ import annotations
@@ -8,11 +9,16 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from fastmsgm.checks import check_int
+
+if TYPE_CHECKING:
+    from fastmsgm.trainer import TrainStep
 
 _FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".pdf", ".svg")
 _COLORS = ("black", "tab:blue", "tab:orange")  # of the data, the model, its baseline
@@ -37,7 +43,7 @@ def check(shape: tuple[int, ...], path: str | os.PathLike[str]) -> None:
         raise ValueError(
             f"a picture's name must end in one of {', '.join(_FORMATS)}, got {str(path)!r}"
         )
-    pyplot()
+    _matplotlib()
 
 
 def grid(
@@ -63,8 +69,9 @@ def grid(
         top, left = i // columns * (height + gap), i % columns * (width + gap)
         sheet[:, top : top + height, left : left + width] = image
     sheet = sheet.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+    imsave = _matplotlib().image.imsave
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    pyplot().imsave(path, sheet.permute(1, 2, 0).expand(-1, -1, 3).numpy())
+    imsave(path, sheet.permute(1, 2, 0).expand(-1, -1, 3).numpy())
 
 
 def film_strip(
@@ -85,11 +92,9 @@ def film_strip(
     Raises:
         ImportError: matplotlib is missing.
     """
-    plt = pyplot()
     n = len(frames[0])
-    figure, axes = plt.subplots(
-        n, len(frames), figsize=(1.1 * len(frames), 1.1 * n + 0.3), squeeze=False
-    )
+    picture = figure(figsize=(1.1 * len(frames), 1.1 * n + 0.3))
+    axes = picture.subplots(n, len(frames), squeeze=False)
     for column, (frame, noise_level) in enumerate(zip(frames, noise_levels, strict=True)):
         low, high = log_range[0] - 2 * noise_level, log_range[1] + 2 * noise_level
         shown = ((frame.detach().cpu().abs().log() - low) / (high - low)).clamp(0, 1)
@@ -97,10 +102,9 @@ def film_strip(
             axes[row][column].imshow(shown[row].permute(1, 2, 0).expand(-1, -1, 3).numpy())
             axes[row][column].set_axis_off()
         axes[0][column].set_title(f"s = {noise_level:.2g}", fontsize=8)
-    figure.tight_layout(pad=0.2)
+    picture.tight_layout(pad=0.2)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    picture.savefig(path, dpi=150)
 
 
 def heavy_tails(sets: dict[str, Tensor], path: str | os.PathLike[str], points: int = 4000) -> None:
@@ -116,12 +120,11 @@ def heavy_tails(sets: dict[str, Tensor], path: str | os.PathLike[str], points: i
     Raises:
         ImportError: matplotlib is missing.
     """
-    plt = pyplot()
     data = next(iter(sets.values())).double()
     unit = data.abs().median(0).values
     reach = float(np.quantile(torch.asinh(data / unit).abs().numpy(), 0.9999))
-    figure = plt.figure(figsize=(11, 11), layout="constrained")
-    blocks = figure.subfigures(2, 2).flatten()
+    picture = figure(figsize=(11, 11), layout="constrained")
+    blocks = picture.subfigures(2, 2).flatten()
     for block, (name, x), color in zip(blocks, sets.items(), _COLORS, strict=False):
         block.suptitle(name)
         _pairs(block, torch.asinh(x[:points].double() / unit), reach, color)
@@ -132,8 +135,54 @@ def heavy_tails(sets: dict[str, Tensor], path: str | os.PathLike[str], points: i
     axes.set(xlabel="r", ylabel="P(|x| > r)", title="survival function of the norm")
     axes.legend(loc="lower left")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    picture.savefig(path, dpi=100)
+
+
+class SampleGrid:
+    """A callback of ``fit`` that writes a picture of samples of the averaged model.
+
+    For example ``fit(model, images, steps=20_000, callback=SampleGrid("grids"), every=1000)``. The
+    picture of step 500 is ``step_000500.png``. All pictures show the same samples of the noise
+    stream. Black to white are the model's bounds, or 0 to 1 where it has none that are finite.
+
+    Args:
+        folder: Of the pictures; made if absent.
+        n: Number of samples.
+        steps: Noise levels on the time grid, as of ``sample``; None is the solver's own.
+        seed: Of the noise stream.
+
+    Raises:
+        TypeError: n, steps or seed is not an integer.
+        ValueError: One of them is out of range.
+        ImportError: matplotlib is missing.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], n: int = 36, steps: int | None = None, seed: int = 0
+    ) -> None:
+        _matplotlib()  # is missed now, not after hundreds of steps
+        self.folder, self.n = Path(folder), check_int("n", n, 1)
+        self.steps = None if steps is None else check_int("steps", steps, 1)
+        self.seed = check_int("seed", seed, 0, 2**64 - 1)
+
+    def __call__(self, step: TrainStep) -> None:
+        """Sample the model and write the picture.
+
+        Args:
+            step: What ``fit`` passes to its callback.
+
+        Raises:
+            ValueError: The model's samples are no images.
+        """
+        from fastmsgm.sampling import sample
+
+        path = self.folder / f"step_{step.step:06d}.png"
+        check(step.model.shape, path)
+        images = sample(step.model, self.n, steps=self.steps, seed=self.seed, progress=False)
+        low, high = step.model.bounds or (0.0, 1.0)
+        if not (math.isfinite(low) and math.isfinite(high)):
+            low, high = 0.0, 1.0
+        grid((images - low) / (high - low), path)
 
 
 def _pairs(figure: Any, x: Tensor, reach: float, color: str) -> None:
@@ -154,17 +203,31 @@ def _pairs(figure: Any, x: Tensor, reach: float, color: str) -> None:
                 panel.scatter(x[:, j], x[:, i], s=1, alpha=0.4, linewidths=0, color=color)
 
 
-def pyplot() -> Any:
-    """Return ``matplotlib.pyplot``, which draws into files.
+def figure(**options: Any) -> Any:
+    """Return a new figure that draws into files, apart from those that the user has open.
+
+    Args:
+        **options: As of ``matplotlib.figure.Figure``.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    matplotlib = _matplotlib()
+    new = matplotlib.figure.Figure(**options)
+    matplotlib.backends.backend_agg.FigureCanvasAgg(new)  # becomes the figure's canvas
+    return new
+
+
+def _matplotlib() -> Any:
+    """Return matplotlib with the modules that draw into files.
 
     Raises:
         ImportError: matplotlib is missing.
     """
     try:
-        import matplotlib
+        import matplotlib.backends.backend_agg
+        import matplotlib.figure
+        import matplotlib.image
     except ImportError as error:
         raise ImportError('plots need matplotlib: pip install "fastmsgm[images]"') from error
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    return pyplot
+    return matplotlib

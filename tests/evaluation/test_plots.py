@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from fastmsgm.evaluation import plots
+import fastmsgm
+from fastmsgm import GBM, GBMModel
+from fastmsgm.evaluation import normality, plots
+from fastmsgm.nets import MLP, UNet
+from fastmsgm.trainer import TrainStep
 
-pyplot = pytest.importorskip("matplotlib.pyplot")
+matplotlib = pytest.importorskip("matplotlib")
+from matplotlib import pyplot  # noqa: E402
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -40,7 +46,6 @@ def test_film_strip(channels: int, tmp_path: Path) -> None:
     plots.film_strip(frames, [1.0, 0.1, 0.0], path, (0.0, 0.7))
     height, width, _ = pyplot.imread(path).shape
     assert (height, width) == (round(150 * 2.5), round(150 * 3.3))
-    assert not pyplot.get_fignums()
 
 
 def test_heavy_tails(tmp_path: Path) -> None:
@@ -49,7 +54,6 @@ def test_heavy_tails(tmp_path: Path) -> None:
     path = tmp_path / "new" / "tails.png"
     plots.heavy_tails(sets, path, points=20)
     assert pyplot.imread(path).shape[:2] == (1100, 1100)
-    assert not pyplot.get_fignums()
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 8, 8), (8, 8), (1, 1, 8, 8)])
@@ -68,3 +72,129 @@ def test_a_missing_matplotlib_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r'pip install "fastmsgm\[images\]"'):
         plots.check((1, 8, 8), tmp_path / "grid.png")
+
+
+# ---- the user's own figures ----
+
+
+def grid(path: Path) -> None:
+    plots.grid(torch.rand(4, 1, 4, 4), path)
+
+
+def film_strip(path: Path) -> None:
+    plots.film_strip([torch.rand(1, 1, 4, 4) + 1] * 2, [1.0, 0.0], path, (0.0, 0.7))
+
+
+def heavy_tails(path: Path) -> None:
+    plots.heavy_tails({"data": torch.randn(20, 2)}, path)
+
+
+def quantiles(path: Path) -> None:
+    normality.plot({"normal": [torch.randn(20)]}, path, columns=1)
+
+
+DRAWN = [grid, film_strip, heavy_tails, quantiles]
+
+
+@pytest.fixture
+def users_figure() -> Iterator[int | str]:
+    """Another backend than the one that draws into PNGs, and an open figure with its number."""
+    before = matplotlib.get_backend()
+    pyplot.switch_backend("svg")
+    yield pyplot.figure().number
+    pyplot.close("all")
+    pyplot.switch_backend(before)
+
+
+@pytest.mark.parametrize("draw", DRAWN)
+@pytest.mark.parametrize("suffix", ["png", "pdf"])
+def test_backend_and_open_figures_stay(
+    draw: Callable[[Path], None], suffix: str, users_figure: int | str, tmp_path: Path
+) -> None:
+    draw(tmp_path / f"picture.{suffix}")
+    assert (tmp_path / f"picture.{suffix}").stat().st_size > 0
+    assert matplotlib.get_backend() == "svg"
+    assert pyplot.get_fignums() == [users_figure]
+    assert pyplot.gcf().number == users_figure
+
+
+@pytest.mark.parametrize("draw", DRAWN)
+def test_pyplot_is_not_imported(
+    draw: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its import would choose a backend for the user."""
+    monkeypatch.delattr(matplotlib, "pyplot")
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    draw(tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").exists()
+
+
+# ---- SampleGrid ----
+
+
+def image_model(bounds: tuple[float, float] | None) -> GBMModel:
+    torch.manual_seed(0)
+    data = torch.rand(20, 1, 8, 8) + 0.5
+    return GBMModel.for_data(UNet(1, 8, 8, 1, 1), GBM(8.0), data, offset=1.0, bounds=bounds).eval()
+
+
+def train_step(model: GBMModel, step: int = 500) -> TrainStep:
+    return TrainStep(step, loss=1.0, validation_loss=None, lr=0.1, grad_norm=1.0, model=model)
+
+
+@pytest.mark.parametrize("bounds", [(0.5, 1.5), None, (0.0, float("inf"))])
+def test_a_sample_grid_is_named_by_the_step(
+    bounds: tuple[float, float] | None, tmp_path: Path
+) -> None:
+    """What it shows is scaled by the bounds where they are finite."""
+    model = image_model(bounds)
+    plots.SampleGrid(tmp_path / "new" / "grids", n=5, steps=2, seed=3)(train_step(model))
+    images = fastmsgm.sample(model, 5, steps=2, seed=3, progress=False)
+    plots.grid(images - 0.5 if bounds == (0.5, 1.5) else images, tmp_path / "expected.png")
+    got = (tmp_path / "new" / "grids" / "step_000500.png").read_bytes()
+    assert got == (tmp_path / "expected.png").read_bytes()
+
+
+def test_fit_calls_a_sample_grid(tmp_path: Path) -> None:
+    fastmsgm.fit(
+        image_model((0.5, 1.5)),
+        torch.rand(20, 1, 8, 8) + 0.5,
+        steps=4,
+        batch_size=4,
+        progress=False,
+        every=2,
+        callback=plots.SampleGrid(tmp_path, n=2, steps=1),
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step_000002.png",
+        "step_000004.png",
+    ]
+
+
+def test_a_sample_grid_refuses_what_is_no_image(tmp_path: Path) -> None:
+    model = GBMModel.for_data(MLP(3, 16), GBM(8.0), torch.rand(20, 3) + 1)
+    with pytest.raises(ValueError, match=r"plots need samples of shape .* the model's are \(3,\)"):
+        plots.SampleGrid(tmp_path)(train_step(model))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"n": 0}, ValueError, "n must be at least 1, got 0"),
+        ({"steps": 1.5}, TypeError, "steps must be an int, got 1.5"),
+        ({"seed": -1}, ValueError, "seed must be in 0 .. "),
+    ],
+)
+def test_a_sample_grid_checks_its_arguments_before_training(
+    options: dict[str, int], error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=message):
+        plots.SampleGrid(tmp_path, **options)
+
+
+def test_a_sample_grid_misses_matplotlib_before_training(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match=r'pip install "fastmsgm\[images\]"'):
+        plots.SampleGrid(tmp_path)

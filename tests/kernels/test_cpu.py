@@ -3,6 +3,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -99,3 +104,42 @@ def test_noise_without_a_direction_moves_nothing() -> None:
     assert (a == scale).all()
     assert not b.any()
     assert not v.any()
+
+
+# ---- compilation ----
+
+# The smallest kernel. On stdout: the number of cached kernels when something is logged.
+COMPILE = """
+import logging, pathlib, sys
+import numpy as np
+import fastmsgm
+logging.getLogger("fastmsgm").addFilter(
+    lambda record: print(len(list(pathlib.Path(sys.argv[1]).rglob("*.nbi")))) is None
+)
+from fastmsgm.kernels.cpu import scalar
+scalar.magnitude(np.float32(1))
+scalar.is_normal(np.float32(1))
+"""
+
+
+def compile_in_a_new_process(cache: Path) -> tuple[str, str]:
+    """Return what a process that uses two kernels writes to stdout and to stderr."""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache)}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE, cache],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    return done.stdout, done.stderr
+
+
+def test_the_first_compilation_alone_is_announced_before_it_begins(tmp_path: Path) -> None:
+    stdout, stderr = compile_in_a_new_process(tmp_path)
+    assert stdout == "0\n"  # nothing was compiled yet
+    (line,) = stderr.splitlines()
+    assert line.startswith("compiling the CPU kernels, which takes up to a minute the first time")
+    (folder,) = tmp_path.iterdir()
+    assert f"the machine code is kept in {folder} for the next time" in line
+    assert compile_in_a_new_process(tmp_path) == ("", "")

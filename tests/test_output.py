@@ -1,0 +1,352 @@
+"""Where samples go: what tensors, files and folders hold, and what is refused."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import sys
+import tracemalloc
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fastmsgm.output import Output, open_output
+
+Image = pytest.importorskip("PIL.Image")
+
+IMAGES, VECTORS = (3, 5, 4), (7,)
+BOUNDS = (-1.0, 3.0)
+MANIFEST = {"seed": 3, "solver": "Heun()"}
+
+
+def data(shape: tuple[int, ...], n: int = 10) -> Tensor:
+    """Return samples with every level of BOUNDS and what lies between and beyond."""
+    low, high = BOUNDS
+    x = torch.rand(n, *shape, generator=torch.Generator().manual_seed(0))
+    x = low + (high - low) * (1.1 * x - 0.05)
+    x[0].flatten()[:2] = torch.tensor(BOUNDS)
+    return x
+
+
+def levels(x: Tensor) -> Tensor:
+    """Return round(255 (x - low) / (high - low)), computed in float64."""
+    low, high = BOUNDS
+    return (255 * (x.double() - low) / (high - low)).round().clamp(0, 255).to(torch.uint8)
+
+
+def opened(out: Any, shape: tuple[int, ...] = IMAGES, n: int = 10, **options: Any) -> Output:
+    defaults = {"start": 0, "device": torch.device("cpu"), "bounds": BOUNDS}
+    return open_output(out, n, shape, **{**defaults, **options})
+
+
+def written(out: Any, x: Tensor, **options: Any) -> Tensor:
+    """Return the result of writing x in three chunks."""
+    output = opened(out, tuple(x.shape[1:]), len(x), **options)
+    for first in range(0, len(x), 4):
+        output.write(first, x[first : first + 4])
+    return output.finished(MANIFEST)
+
+
+@pytest.fixture(params=[IMAGES, VECTORS], ids=["images", "vectors"])
+def x(request: pytest.FixtureRequest) -> Tensor:
+    return data(request.param)
+
+
+@pytest.fixture(params=["float32", "uint8"])
+def dtype(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def expected(x: Tensor, dtype: str) -> Tensor:
+    return x if dtype == "float32" else levels(x)
+
+
+# ---- memory ----
+
+
+def test_a_new_tensor(x: Tensor, dtype: str) -> None:
+    result = written(None, x, dtype=dtype)
+    assert result.dtype == getattr(torch, dtype)
+    assert torch.equal(result, expected(x, dtype))
+
+
+def test_a_new_tensor_is_on_the_device() -> None:
+    assert opened(None, device=torch.device("meta")).finished({}).device.type == "meta"
+
+
+def test_a_tensor_is_filled_and_returned(x: Tensor, dtype: str) -> None:
+    out = torch.zeros(x.shape, dtype=getattr(torch, dtype))
+    assert written(out, x, dtype=dtype) is out
+    assert torch.equal(out, expected(x, dtype))
+
+
+def test_an_array_is_filled_and_its_memory_returned(x: Tensor, dtype: str) -> None:
+    out = np.zeros(x.shape, dtype)
+    result = written(out, x, dtype=dtype)
+    assert result.data_ptr() == out.ctypes.data
+    np.testing.assert_array_equal(out, expected(x, dtype))
+
+
+def test_chunks_go_to_their_position() -> None:
+    x, out = data(VECTORS), torch.zeros(10, *VECTORS)
+    opened(out, VECTORS).write(4, x[:3])
+    assert torch.equal(out[4:7], x[:3])
+    assert not out[:4].any()
+    assert not out[7:].any()
+
+
+def test_uint8_keeps_the_samples_it_is_given() -> None:
+    x = data(VECTORS)
+    before = x.clone()
+    written(None, x, dtype="uint8")
+    assert torch.equal(x, before)
+
+
+def test_every_level_of_an_image_returns() -> None:
+    low, high = BOUNDS
+    every = torch.arange(256, dtype=torch.uint8).view(256, 1)
+    result = written(None, low + (high - low) * (every.float() / 255), dtype="uint8")
+    assert torch.equal(result, every)
+
+
+# ---- .npy and .npz ----
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_npy(x: Tensor, dtype: str, as_text: bool, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "x.npy"
+    result = written(str(path) if as_text else path, x, dtype=dtype)
+    stored = np.load(path)
+    assert stored.dtype == dtype
+    np.testing.assert_array_equal(stored, expected(x, dtype))
+    assert torch.equal(result, expected(x, dtype))
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_npz(x: Tensor, dtype: str, as_text: bool, tmp_path: Path) -> None:
+    """Images have their channels last in the file, and first in the result."""
+    path = tmp_path / "new" / "x.npz"
+    result = written(str(path) if as_text else path, x, dtype=dtype)
+    wanted = expected(x, dtype)
+    with np.load(path) as file:
+        assert file.files == ["arr_0"]
+        stored = file["arr_0"]
+    assert stored.dtype == dtype
+    np.testing.assert_array_equal(stored, wanted.movedim(1, -1) if x.ndim == 4 else wanted)
+    assert result.shape == wanted.shape
+    assert torch.equal(result, wanted)
+
+
+def test_npz_is_a_sound_archive_without_compression(tmp_path: Path) -> None:
+    written(tmp_path / "x.npz", data(IMAGES))
+    with zipfile.ZipFile(tmp_path / "x.npz") as archive:
+        assert archive.testzip() is None
+        (info,) = archive.infolist()
+        assert info.compress_type == zipfile.ZIP_STORED
+
+
+def test_the_tensor_of_an_npz_is_a_map_whose_changes_stay_in_memory(tmp_path: Path) -> None:
+    x = data(VECTORS)
+    result = written(tmp_path / "x.npz", x)
+    assert result.data_ptr() % 64 == 0
+    result.zero_()
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npz")["arr_0"], x)
+
+
+def test_npz_refuses_a_gap(tmp_path: Path) -> None:
+    output = opened(tmp_path / "x.npz", VECTORS)
+    output.write(0, data(VECTORS)[:4])
+    with pytest.raises(ValueError, match=r"front to back: position must be 4, got 6"):
+        output.write(6, data(VECTORS)[6:])
+
+
+@pytest.mark.parametrize("name", ["x.npz", "folder"])
+def test_memory_does_not_grow_with_the_number_of_samples(name: str, tmp_path: Path) -> None:
+    """Half a MiB at a time; what is held is NumPy's and Python's memory."""
+    chunk, chunks = torch.zeros(8, 1, 256, 256), 20
+    output = opened(tmp_path / name, (1, 256, 256), 8 * chunks, dtype="uint8")
+    output.write(0, chunk)  # what is imported and allocated once
+    tracemalloc.start()
+    try:
+        for i in range(1, chunks):
+            output.write(8 * i, chunk)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**20
+
+
+# ---- PNGs ----
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_folder_holds_a_png_for_each_sample_named_by_its_index(
+    channels: int, tmp_path: Path
+) -> None:
+    x, folder = data((channels, 5, 4)), tmp_path / "new" / "pictures"
+    result = written(folder, x, start=123)
+    names = [f"{i:06d}.png" for i in range(123, 133)]
+    assert sorted(path.name for path in folder.iterdir()) == [*names, "samples.json"]
+    for name, wanted in zip(names, levels(x), strict=True):
+        with Image.open(folder / name) as picture:
+            assert picture.mode == {1: "L", 3: "RGB"}[channels]
+            got = torch.from_numpy(np.array(picture)).view(5, 4, channels).movedim(-1, 0)
+        assert torch.equal(got, wanted)
+    assert result.shape == (0, channels, 5, 4)
+
+
+def test_indices_above_a_million_get_more_digits(tmp_path: Path) -> None:
+    written(tmp_path / "folder", data(IMAGES, n=1), start=12_345_678)
+    assert (tmp_path / "folder" / "12345678.png").exists()
+
+
+def test_pngs_of_other_samples_stay_and_are_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    written(tmp_path, data(IMAGES), start=5)
+    written(tmp_path, data(IMAGES), start=5)
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING, "fastmsgm"):
+        written(tmp_path, data(IMAGES), start=8)
+    assert "holds 3 PNGs of other samples, which stay" in caplog.text
+    assert len(list(tmp_path.glob("*.png"))) == 13
+
+
+def test_a_missing_pillow_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ImportError, match=r'pip install "fastmsgm\[images\]"'):
+        opened(tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+# ---- manifests, and runs that end early ----
+
+FILES = [("x.npy", "x.npy.json"), ("x.npz", "x.npz.json"), ("folder", "folder/samples.json")]
+
+
+@pytest.mark.parametrize(("name", "manifest"), FILES)
+def test_the_manifest(name: str, manifest: str, tmp_path: Path) -> None:
+    written(tmp_path / name, data(IMAGES))
+    assert json.loads((tmp_path / manifest).read_text()) == MANIFEST
+
+
+@pytest.mark.parametrize(("name", "manifest"), FILES)
+def test_an_unfinished_run_has_no_manifest(name: str, manifest: str, tmp_path: Path) -> None:
+    written(tmp_path / name, data(IMAGES))
+    output = opened(tmp_path / name)
+    output.write(0, data(IMAGES)[:4])
+    del output
+    gc.collect()  # what is left open would be reported now, which pytest takes as an error
+    assert not (tmp_path / manifest).exists()
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz", None])
+@pytest.mark.parametrize("count", [0, 4, 8])
+def test_samples_of_an_unfinished_run(
+    name: str | None, count: int, x: Tensor, dtype: str, tmp_path: Path
+) -> None:
+    output = opened(name and tmp_path / name, tuple(x.shape[1:]), dtype=dtype)
+    for first in range(0, count, 4):
+        output.write(first, x[first : first + 4])
+    samples = output.samples(count)
+    assert samples is not None
+    assert samples.dtype == getattr(torch, dtype)
+    assert samples.shape == (count, *x.shape[1:])
+    assert torch.equal(samples, expected(x, dtype)[:count])
+
+
+def test_samples_of_an_unfinished_folder_are_in_the_folder(tmp_path: Path) -> None:
+    output = opened(tmp_path / "folder")
+    output.write(0, data(IMAGES)[:4])
+    assert output.samples(4) is None
+    assert len(list((tmp_path / "folder").glob("*.png"))) == 4
+
+
+# ---- what is refused ----
+
+
+@pytest.mark.parametrize(
+    ("out", "options", "error", "message"),
+    [
+        ([1.0], {}, TypeError, "out must be a tensor, an array or a path, got list"),
+        (
+            torch.empty(9, *IMAGES),
+            {},
+            ValueError,
+            r"float32 of shape \(10, 3, 5, 4\), got torch\.float32 \(9, 3, 5, 4\)$",
+        ),
+        (
+            np.empty((10, *IMAGES)),
+            {},
+            ValueError,
+            r"out must be float32 of shape .*, got torch\.float64 \(10, 3, 5, 4\)$",
+        ),
+        (
+            np.empty((10, *IMAGES), np.uint8),
+            {},
+            ValueError,
+            r'out must be float32 .* got torch\.uint8 .*: dtype="uint8" fills it',
+        ),
+        (
+            torch.empty(10, *IMAGES),
+            {"dtype": "uint8"},
+            ValueError,
+            r'out must be uint8 .* got torch\.float32 .*: dtype="float32" fills it',
+        ),
+        (
+            np.broadcast_to(np.float32(0), (10, *IMAGES)),
+            {},
+            ValueError,
+            "out must be writable, got a read-only array",
+        ),
+        (None, {"dtype": "uint16"}, ValueError, "dtype must be one of float32, uint8, got 'uint16"),
+        (None, {"dtype": "uint8", "bounds": None}, ValueError, "finite bounds, got bounds=None"),
+        (
+            None,
+            {"dtype": "uint8", "bounds": (0.0, float("inf"))},
+            ValueError,
+            r"finite bounds, got bounds=\(0\.0, inf\)",
+        ),
+    ],
+)
+def test_bad_arguments(
+    out: Any, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        opened(out, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (
+            "x.txt",
+            {},
+            r"out must be a path that ends in \.npy or \.npz, or a folder for PNGs, .*x\.txt",
+        ),
+        ("folder", {"shape": VECTORS}, r"PNGs, which need samples of shape .* are \(7,\): give"),
+        ("folder", {"shape": (2, 5, 4)}, r"PNGs, which need samples of shape .* are \(2, 5, 4\)"),
+        ("folder", {"bounds": None}, "PNGs need a model with finite bounds, got bounds=None"),
+        ("x.npz", {"dtype": "uint8", "bounds": None}, "finite bounds, got bounds=None"),
+        ("x.npy", {"dtype": "uint8", "bounds": None}, "finite bounds, got bounds=None"),
+    ],
+)
+def test_a_refused_path_is_not_made(
+    name: str, options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        opened(tmp_path / "new" / name, **options)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_file_without_suffix_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("keep")
+    with pytest.raises(ValueError, match=r"a folder of PNGs, but '.*notes' is a file"):
+        opened(tmp_path / "notes")
+    assert (tmp_path / "notes").read_text() == "keep"
