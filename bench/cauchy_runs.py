@@ -56,7 +56,7 @@ class Run:
     def __init__(self, name: str, seed: int, data: Tensor) -> None:
         self.name, self.seed, self.data, self.steps = name, seed, data, 0
         torch.manual_seed(seed)
-        self.net = MLP(4, cond_dim=2)
+        self.net = MLP(4, condition={"log_norm": 1})
         self.model = fastmsgm.RotationModel.for_data(self.net, fastmsgm.Rotation(), data)
         self.mean = float(self.model.log_norms.mean())
         self.std = float(self.model.log_norms.std(correction=0))
@@ -87,7 +87,8 @@ class Run:
     def loss(self, batch: Tensor) -> Tensor:
         """Return the loss of a batch (n, 4)."""
         if self.name == OURS:
-            return self.model.loss(batch, self.stream, self.steps)
+            losses = self.model.default_loss(self.model, batch, self.stream, self.steps)
+            return losses.mean()
         row_by_row = self.name == ROW_BY_ROW
         perturb = msgm_authors.perturb_row_by_row if row_by_row else msgm_authors.perturb
         forward_steps = int(self.name.split()[1])

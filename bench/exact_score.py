@@ -103,22 +103,22 @@ class ExactNet(nn.Module):
         super().__init__()
         self.mixture, self.prediction = mixture, prediction
 
-    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
         """Return f(c_in y, log(s) / 4) for a denoiser, f(x, t) for a score network.
 
         Args:
             x: (n, d) the network's input.
-            cond: (n,) log(s) / 4 or t.
+            c_noise: (n,) log(s) / 4 or t.
         """
         if self.prediction == "denoiser":
-            s = torch.exp(4 * cond)[:, None]
+            s = torch.exp(4 * c_noise)[:, None]
             total = torch.sqrt(s**2 + self.mixture.log_std**2)
             y = x * total
             # (D - c_skip y) / c_out with D = y + s^2 score
             return (
                 s * y / total + s * total * self.mixture.score(y, s[:, 0])
             ) / self.mixture.log_std
-        q = self.mixture.score(torch.log(x), SIGMA * torch.sqrt(cond)) - 1
+        q = self.mixture.score(torch.log(x), SIGMA * torch.sqrt(c_noise)) - 1
         return q if self.prediction == "hyvarinen" else q / x
 
 

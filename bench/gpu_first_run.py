@@ -166,9 +166,10 @@ def models() -> Iterator[tuple[str, fastmsgm.ScoreModel]]:
     torch.manual_seed(0)
     x = synthetic.correlated_cauchy(1000, 16)
     yield "gbm", fastmsgm.GBMModel.for_data(MLP(16), fastmsgm.GBM(5.0), x.abs() + 0.1)
-    yield "rotation", fastmsgm.RotationModel.for_data(MLP(16, cond_dim=2), fastmsgm.Rotation(), x)
     ring = fastmsgm.Rotation(noise="ring", beta_max=200.0)
-    yield "ring", fastmsgm.RotationModel.for_data(MLP(16, cond_dim=2), ring, x)
+    for name, process in (("rotation", fastmsgm.Rotation()), ("ring", ring)):
+        net = MLP(16, condition={"log_norm": 1})
+        yield name, fastmsgm.RotationModel.for_data(net, process, x)
 
 
 def loops() -> Iterator[Line]:
@@ -176,9 +177,9 @@ def loops() -> Iterator[Line]:
     for name, model in models():
         model = model.to(CUDA).eval()
         plan = plan_for(model, None, 6)
-        loop = Loop(model, plan, plan.state(model, 256), compiled=False)
+        loop = Loop(model, plan, plan.state(model, 256), compiled=False, condition={})
         with torch.no_grad():
-            loop.run(rng.stream(1, 0, CUDA))
+            loop.run(rng.stream(1, 0, CUDA), {})
             torch.cuda.synchronize()
             torch.cuda.set_sync_debug_mode("error")
             try:

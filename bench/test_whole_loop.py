@@ -33,7 +33,7 @@ class ConstantNet(nn.Module):
         generator = torch.Generator().manual_seed(0)
         self.register_buffer("output", torch.randn(n, D, generator=generator))
 
-    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
         return self.output[: len(x)]
 
 
@@ -154,7 +154,9 @@ def test_loop_with_the_network(compare: Compare) -> None:
     @torch.no_grad()
     def network() -> Tensor:
         model_input = torch.zeros(batch, *model.shape, dtype=model.input_dtype, device=device)
-        return torch.cat([model(model_input, c) for _ in range(chunks) for c in loop.cond])
+        return torch.cat(
+            [model(model_input, c, **loop.condition) for _ in range(chunks) for c in loop.c_noise]
+        )
 
     def check_ours(x: Tensor) -> None:
         with checks.reference_backend():
@@ -166,7 +168,7 @@ def test_loop_with_the_network(compare: Compare) -> None:
         checks.assert_same_distribution(*(images.flatten(1).mean(1) for images in (x, ours())))
 
     def check_network(model_output: Tensor) -> None:
-        assert model_output.shape == (n * len(loop.cond), *model.shape)
+        assert model_output.shape == (n * len(loop.c_noise), *model.shape)
 
     limit = "the network alone"
     providers = [
@@ -174,5 +176,5 @@ def test_loop_with_the_network(compare: Compare) -> None:
         Provider("eager", loop, check_theirs, items=n, against="sample", limit=limit),
         Provider(limit, network, check_network, items=n),
     ]
-    setting = f"{len(loop.cond)} steps, {n} samples in chunks of {batch}"
+    setting = f"{len(loop.c_noise)} steps, {n} samples in chunks of {batch}"
     compare("whole loop of fashion-gbm", setting, providers, unit="samples/s")

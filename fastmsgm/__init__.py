@@ -10,11 +10,13 @@ it, ``sample`` samples it, ``load`` reads it. ``fastmsgm.solvers``, ``fastmsgm.d
 
 from fastmsgm.checkpoint import load
 from fastmsgm.gbm import GBM, GBMModel, LogNormalPrior
+from fastmsgm.job import NonFiniteError, Step
+from fastmsgm.loss import Loss
 from fastmsgm.model import ScoreModel
 from fastmsgm.rotation import RadialPrior, Rotation, RotationModel
-from fastmsgm.sampling import NonFiniteError, Step, sample, sample_iter
+from fastmsgm.sampling import sample, sample_iter
 from fastmsgm.sde import VP, VPModel
-from fastmsgm.trainer import fit
+from fastmsgm.trainer import TrainStep, fit
 
 __version__ = "0.1.0"
 __all__ = [
@@ -22,12 +24,14 @@ __all__ = [
     "VP",
     "GBMModel",
     "LogNormalPrior",
+    "Loss",
     "NonFiniteError",
     "RadialPrior",
     "Rotation",
     "RotationModel",
     "ScoreModel",
     "Step",
+    "TrainStep",
     "VPModel",
     "fit",
     "load",

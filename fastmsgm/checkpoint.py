@@ -21,6 +21,7 @@ from fastmsgm.families import FAMILIES
 from fastmsgm.files import write_atomically
 from fastmsgm.model import DAMAGED, FORMAT_VERSION, ScoreModel
 from fastmsgm.nets import NETS
+from fastmsgm.wrappers import unwrap
 
 _log = logging.getLogger("fastmsgm")
 
@@ -100,7 +101,8 @@ def _build(config: dict[str, Any], weights: dict[str, Tensor], net: nn.Module | 
             "fastmsgm.families.FAMILIES before loading"
         )
     model = FAMILIES[family].from_config(net, config, weights)
-    model.load_state_dict(weights)
+    model.drop = float(config.get("drop", 0.0))
+    model.load_weights(weights)
     return model
 
 
@@ -109,26 +111,33 @@ class TrainingRun:
 
     Args:
         model: Trained in place.
+        optimizer: Of the network's parameters.
         settings: All that decides the result, as JSON can hold it; a checkpoint of other settings
-            is refused. Holds "lr" and "ema".
+            is refused, but for more "steps". Holds "ema" and "steps".
         out: The folder, or None for a run without checkpoints. An existing run there is resumed.
 
     Attributes:
-        optimizer: Adam.
         average: The exponential moving average of the network.
         step: Optimizer steps done.
+        extended_from: The number of steps that a resumed run was planned for, if that was less.
         losses: The loss of every step.
 
     Raises:
         ValueError: The folder holds a run with other settings, or a damaged one.
     """
 
-    def __init__(self, model: ScoreModel, settings: dict[str, Any], out: Path | None) -> None:
-        self.model, self.settings, self.out = model, settings, out
-        self.optimizer = torch.optim.Adam(model.net.parameters(), lr=settings["lr"], fused=True)
+    def __init__(
+        self,
+        model: ScoreModel,
+        optimizer: torch.optim.Optimizer,
+        settings: dict[str, Any],
+        out: Path | None,
+    ) -> None:
+        self.model, self.optimizer, self.settings, self.out = model, optimizer, settings, out
         averaging = get_ema_multi_avg_fn(settings["ema"])
-        self.average = AveragedModel(model.net, multi_avg_fn=averaging, use_buffers=True)
-        self.step = 0
+        net = unwrap(model.net)
+        self.average = AveragedModel(net, multi_avg_fn=averaging, use_buffers=True)
+        self.step, self.extended_from = 0, 0
         self.losses: list[float] = []
         if out is not None and (out / "training.json").is_file():
             try:
@@ -143,10 +152,14 @@ class TrainingRun:
         if self.out is None:
             return
         self.out.mkdir(parents=True, exist_ok=True)
-        tensors = {f"net.{k}": v for k, v in self.model.net.state_dict().items()}
+        tensors = {f"net.{k}": v for k, v in unwrap(self.model.net).state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
         for i, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"adam.{i}.{k}": v for k, v in moments.items()}
+            tensors |= {
+                f"optimizer.{i}.{k}": torch.as_tensor(v)
+                for k, v in moments.items()
+                if v is not None
+            }
         tensors = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
         # The step is in the same file as its tensors, and the losses are there before it, so that
         # an interrupted save leaves a whole state.
@@ -157,12 +170,7 @@ class TrainingRun:
             self.out / "training.safetensors", lambda p: save_file(tensors, p, metadata)
         )
         write_atomically(self.out / "training.json", lambda p: p.write_text(text))
-        online = self.model.net
-        self.model.net = self.average.module
-        try:
-            self.model.save(self.out)
-        finally:
-            self.model.net = online
+        self.model.with_net(self.average.module).save(self.out)
 
     def _write_losses(self, path: Path) -> None:
         with open(path, "w", newline="") as file:
@@ -170,8 +178,11 @@ class TrainingRun:
 
     def _resume(self, out: Path) -> None:
         stored = json.loads((out / "training.json").read_text())
+        extends = isinstance(stored.get("steps"), int) and stored["steps"] < self.settings["steps"]
         changed = {
-            k: (stored.get(k), v) for k, v in self.settings.items() if not _same(stored.get(k), v)
+            k: (stored.get(k), v)
+            for k, v in self.settings.items()
+            if not (_same(stored.get(k), v) or (k == "steps" and extends))
         }
         if changed:
             raise ValueError(
@@ -183,21 +194,22 @@ class TrainingRun:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         part = {
             p: {k[len(p) + 1 :]: v for k, v in tensors.items() if k.startswith(p + ".")}
-            for p in ("net", "average", "adam")
+            for p in ("net", "average", "optimizer")
         }
-        self.model.net.load_state_dict(part["net"])
+        unwrap(self.model.net).load_state_dict(part["net"])
         self.average.load_state_dict(part["average"])
-        adam = self.optimizer.state_dict()
-        for key, value in part["adam"].items():
+        state = self.optimizer.state_dict()
+        for key, value in part["optimizer"].items():
             index, name = key.split(".")
-            adam["state"].setdefault(int(index), {})[name] = value
-        self.optimizer.load_state_dict(adam)
+            state["state"].setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict(state)
         with open(out / "loss.csv", newline="") as file:
             try:
                 losses = [float(row["loss"]) for row in csv.DictReader(file)]
             except ValueError as error:
                 raise RuntimeError(f"loss.csv: {error}") from error
         self.losses = losses[: self.step]
+        self.extended_from = stored["steps"] if extends else 0
         _log.info("resumed %s at step %d", out, self.step)
 
 

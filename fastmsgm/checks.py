@@ -82,8 +82,21 @@ def check_floating_point(name: str, x: object) -> None:
         )
 
 
-def check_labels(labels: object, n: int, classes: int | None = None) -> Tensor:
+def check_labels(
+    labels: object,
+    n: int,
+    classes: int | None = None,
+    values: bool = True,
+    name: str = "labels",
+) -> Tensor:
     """Return class labels where they are n integers, below ``classes`` if that is known.
+
+    Args:
+        labels: (n,) a tensor.
+        n: Number of samples.
+        classes: Number of classes, if known.
+        values: Look at the values, too, for which the host waits for the device.
+        name: Of the argument, in messages.
 
     Raises:
         TypeError: They are not an integer tensor.
@@ -91,21 +104,65 @@ def check_labels(labels: object, n: int, classes: int | None = None) -> Tensor:
     """
     if not isinstance(labels, Tensor):
         raise TypeError(
-            f"labels must be a tensor, got {type(labels).__name__}: convert with torch.as_tensor"
+            f"{name} must be a tensor, got {type(labels).__name__}: convert with torch.as_tensor"
         )
     if labels.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
-        raise TypeError(f"labels must be integers, got {labels.dtype}: convert them with .long()")
+        raise TypeError(f"{name} must be integers, got {labels.dtype}: convert them with .long()")
     if labels.shape != (n,):
         raise ValueError(
-            f"labels must have shape ({n},), one for each sample, got {tuple(labels.shape)}"
+            f"{name} must have shape ({n},), one for each sample, got {tuple(labels.shape)}"
         )
+    if not values:
+        return labels
     low, high = int(labels.min()), int(labels.max())
     if classes is not None and not 0 <= low <= high < classes:
         raise ValueError(
-            f"labels must be from 0 to {classes - 1}, got {low} to {high}: number the classes "
+            f"{name} must be from 0 to {classes - 1}, got {low} to {high}: number the classes "
             "from 0"
         )
     return labels
+
+
+RESERVED = ("x", "c_noise", "label", "labels", "log_norm")  # names that are not the user's
+
+
+def check_condition(name: str, value: object, n: int, values: bool = True) -> Tensor:
+    """Return a condition of n samples, in float32 where it is of floating point.
+
+    Args:
+        name: Its name.
+        value: (n, ...) a tensor.
+        n: Number of samples.
+        values: Look at the values, too, for which the host waits for the device.
+
+    Raises:
+        TypeError: It is not a tensor.
+        ValueError: It has another number of samples, values that are not finite, or a name that
+            the package uses.
+    """
+    if name in RESERVED:
+        raise ValueError(
+            f"condition must not be named {name!r}, which the package uses: rename it (class "
+            "labels are given as labels=... in training, label=... in sampling)"
+        )
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"condition {name!r} must be a tensor, got {type(value).__name__}: convert with "
+            "torch.as_tensor"
+        )
+    if value.ndim < 1 or len(value) != n:
+        raise ValueError(
+            f"condition {name!r} must have shape ({n}, ...), one row for each sample, got "
+            f"{tuple(value.shape)}"
+        )
+    if not value.is_floating_point():
+        return value
+    if values and not bool(torch.isfinite(value).all()):
+        raise ValueError(
+            f"condition {name!r} must be finite, got NaN or infinity: NaN would mean a dropped "
+            "condition (train with drop=..., sample with guidance=0)"
+        )
+    return value.float()
 
 
 def check_offset(offset: object) -> None:

@@ -8,13 +8,14 @@ loop serves all chunks.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastmsgm import rng
+from fastmsgm.condition import dropped
 from fastmsgm.model import ScoreModel
 from fastmsgm.solver import Plan
 from fastmsgm.state import SamplerState
@@ -25,13 +26,20 @@ VARIANTS = 256  # of the compiled function; beyond that PyTorch would stop compi
 def call_and_step(
     model: ScoreModel,
     state: SamplerState,
-    cond: Tensor,
+    c_noise: Tensor,
+    condition: Mapping[str, Tensor],
+    null: Mapping[str, Tensor] | None,
+    guidance: float,
     stream: Tensor,
     first_nonfinite_step: Tensor,
     flags: Any,
 ) -> None:
-    """One network call and one step."""
-    state.step(flags, model(state.model_input, cond), stream, first_nonfinite_step)
+    """One network call, or two with guidance, and one step."""
+    model_output = model(state.model_input, c_noise, **state.condition, **condition)
+    if null is not None:
+        unconditional = model(state.model_input, c_noise, **state.condition, **null)
+        model_output = torch.lerp(unconditional, model_output, guidance)
+    state.step(flags, model_output, stream, first_nonfinite_step)
 
 
 class Loop:
@@ -42,6 +50,9 @@ class Loop:
         plan: Its steps.
         state: The arrays of a chunk, made by the plan.
         compiled: Compile the network and the step together; on CUDA capture the loop, too.
+        condition: What else the network is conditioned on, each (size, ...); "label" are classes.
+        guidance: Weight w of classifier-free guidance (Ho and Salimans, 2022): the network's output
+            becomes f(null) + w (f(condition) - f(null)).
 
     Attributes:
         first_nonfinite_step: (size,) int32; the first step at which a sample was not finite, or -1.
@@ -50,7 +61,15 @@ class Loop:
         ValueError: compiled, with a state whose steps are not single operations.
     """
 
-    def __init__(self, model: ScoreModel, plan: Plan, state: SamplerState, compiled: bool) -> None:
+    def __init__(
+        self,
+        model: ScoreModel,
+        plan: Plan,
+        state: SamplerState,
+        compiled: bool,
+        condition: Mapping[str, Tensor],
+        guidance: float = 1.0,
+    ) -> None:
         if compiled and not state.fused:
             raise ValueError(
                 "compile must be False for this solver, whose steps are plain PyTorch: use a fused "
@@ -58,8 +77,11 @@ class Loop:
             )
         self.model, self.plan, self.state = model, plan, state
         device = model.device
+        self.condition, self.guidance = dict(condition), guidance
+        self.null = dropped(condition, model.classes) if guidance != 1 else None
         self.first_nonfinite_step = torch.empty(state.size, dtype=torch.int32, device=device)
         self.streams = rng.by_step(rng.stream(0, 0, device), plan.nfe)
+        self.stream_of_step = self.streams.unbind(0)
         self.compiled = compiled
         self.call_and_step = (
             torch.compile(call_and_step, dynamic=False) if compiled else call_and_step
@@ -67,16 +89,20 @@ class Loop:
         self.captures, self.warm = compiled and device.type == "cuda", False
         self.graph: torch.cuda.CUDAGraph | None = None
 
-    def run(self, stream: Tensor, show: Callable[[int], None] | None = None) -> None:
+    def run(
+        self,
+        stream: Tensor,
+        condition: Mapping[str, Tensor],
+        show: Callable[[int], None] | None = None,
+    ) -> None:
         """Sample the prior and take all steps.
 
         Args:
             stream: The noise stream, at the first sample of the chunk.
+            condition: Of the chunk, with the names and shapes of the loop's.
             show: Called with the number of steps done, 0 .. nfe.
         """
-        self.first_nonfinite_step.fill_(-1)
-        self.streams.copy_(rng.by_step(stream, len(self.streams)))
-        self.state.sample_prior(stream)
+        self.start(stream, condition)
         if show is not None or not self.captures:
             self.steps(show)
         elif not self.warm:
@@ -86,6 +112,14 @@ class Loop:
             self.graph = self.graph or self._capture()
             self.graph.replay()
 
+    def start(self, stream: Tensor, condition: Mapping[str, Tensor]) -> None:
+        """Sample the prior; arguments as of ``run``."""
+        self.first_nonfinite_step.fill_(-1)
+        self.streams.copy_(rng.by_step(stream, len(self.streams)))
+        for name, value in condition.items():
+            self.condition[name].copy_(value)
+        self.state.sample_prior(stream, self.condition.get("label"))
+
     def steps(self, show: Callable[[int], None] | None = None) -> None:
         """Take all steps from the current state."""
         # One code object serves every state: a variant for each shape, network and plan.
@@ -93,13 +127,24 @@ class Loop:
         with config if self.compiled else contextlib.nullcontext():
             if show is not None:
                 show(0)
-            steps = zip(self.state.cond, self.streams.unbind(0), self.state.flags, strict=True)
-            for k, (cond, stream, flags) in enumerate(steps):
-                self.call_and_step(
-                    self.model, self.state, cond, stream, self.first_nonfinite_step, flags
-                )
+            for k in range(len(self.streams)):
+                self.step(k)
                 if show is not None:
                     show(k + 1)
+
+    def step(self, k: int) -> None:
+        """Take step k."""
+        self.call_and_step(
+            self.model,
+            self.state,
+            self.state.c_noise[k],
+            self.condition,
+            self.null,
+            self.guidance,
+            self.stream_of_step[k],
+            self.first_nonfinite_step,
+            self.state.flags[k],
+        )
 
     def _capture(self) -> torch.cuda.CUDAGraph:
         """Return the loop as a graph; nothing runs yet."""

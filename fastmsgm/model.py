@@ -7,23 +7,28 @@ the families.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from fastmsgm.checks import check_offset, interval
+from fastmsgm.checks import check_int, check_offset, interval
 from fastmsgm.files import write_atomically
 from fastmsgm.nets import NETS
 from fastmsgm.solver import Solver
+from fastmsgm.wrappers import is_sharded, output_of, unwrap
 
+Model = TypeVar("Model", bound="ScoreModel")
 # Without it PyTorch's 16-bit convolutions on a CPU are 25x slower than float32.
 _AVX512 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -45,23 +50,28 @@ class ScoreModel(nn.Module, ABC):
     """A score network; a subclass adds its process and its prior.
 
     Args:
-        net: Module f(x, cond) -> like x, with cond one or several numbers per sample.
+        net: Module net(x, c_noise, **condition) -> like x, with c_noise (n,) the number that tells
+            it the noise level; see ``forward``.
+        classes: Number of classes of a class-conditional model, else 0.
         offset: Added to the data before the process sees them (1.0 for images in [0, 1]), and
             removed from samples.
         bounds: The data's own range, to which samples are clamped, or None.
         precision: "fp32", "bf16" or "fp16", what the network computes in; on a CPU without AVX-512
-            it computes in "fp32". The state is always float32.
+            it computes in "fp32". The state is always float32. Inside ``torch.autocast`` the
+            network computes as that says.
 
     Attributes:
         family: Name of the family in checkpoints.
         solvers: The family's solvers by name.
         preconditioning: What solvers and losses need to know of the model besides the network.
-        classes: Number of classes of a class-conditional model, else 0.
+        classes: Number of classes.
+        drop: Share of the training samples whose condition was dropped; above 0 the model can be
+            sampled with guidance.
 
     Raises:
-        TypeError: net is not a module.
-        ValueError: An unknown precision, an offset that is not finite, or bounds that are not two
-            numbers in order.
+        TypeError: net is not a module, or classes not an int.
+        ValueError: A number of classes that is not the network's, an unknown precision, an offset
+            that is not finite, or bounds that are not two numbers in order.
     """
 
     net: Any  # any module: its attributes are the user's
@@ -69,10 +79,12 @@ class ScoreModel(nn.Module, ABC):
     solvers: ClassVar[Mapping[str, Callable[[], Solver]]]
     preconditioning: Any
     classes: int
+    drop: float
 
     def __init__(
         self,
         net: nn.Module,
+        classes: int = 0,
         offset: float = 0.0,
         bounds: tuple[float, float] | None = None,
         precision: str = "fp32",
@@ -88,7 +100,7 @@ class ScoreModel(nn.Module, ABC):
         check_offset(offset)
         self.net, self.offset, self.precision = net, float(offset), precision
         self.bounds = None if bounds is None else interval(bounds)
-        self.classes = 0
+        self.classes, self.drop = _check_classes(net, classes), 0.0
 
     # ---- what a family defines ----
 
@@ -117,24 +129,23 @@ class ScoreModel(nn.Module, ABC):
         """The dtype of the network's input."""
         return self.network_dtype
 
+    @property
     @abstractmethod
-    def loss(self, x0: Tensor, stream: Tensor, step: int, labels: Tensor | None = None) -> Tensor:
-        """Return the model's own training loss on one batch.
+    def default_loss(self) -> Callable[..., Tensor]:
+        """The training loss where none is given.
 
-        Args:
-            x0: (n, ...) float32 states (``to_state(data)``).
-            stream: The noise stream, on the CPU; row i is sample ``stream[1] + i``, its position
-                in the global batch.
-            step: The optimizer step, part of the noise counter.
-            labels: (n,) class labels of x0, for a class-conditional model.
+        A loss is called as ``loss(model, x0, stream, step, **condition)`` and returns (n,) losses:
 
-        Returns:
-            A scalar.
+            x0         (n, ...) float32 states (``to_state(data)``)
+            stream     the noise stream, on the CPU; row i is sample ``stream[1] + i``, its
+                       position in the global batch
+            step       the step of training, part of the noise counter
+            condition  what the network is conditioned on, by name
         """
 
     @abstractmethod
     def to_state(self, data: Tensor) -> Tensor:
-        """Return data (n, ...) in their own range as states, which the loss takes."""
+        """Return data (n, ...) in their own range as states, which a loss takes."""
 
     def to_process(self, state: Tensor) -> Tensor:
         """Return states (n, ...) in the units of the process, data + offset."""
@@ -182,40 +193,112 @@ class ScoreModel(nn.Module, ABC):
         slow = self.device.type == "cpu" and not _AVX512
         return torch.float32 if slow else PRECISIONS[self.precision]
 
-    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
-        """Return the network's raw output in ``network_dtype``.
+    def forward(self, x: Tensor, c_noise: Tensor, **condition: Tensor) -> Tensor:
+        """Return the network's raw output.
 
         Args:
             x: (n, ...) the network's input.
-            cond: (n,) or (n, numbers), what it is conditioned on.
+            c_noise: (n,) float32, what tells it the noise level.
+            condition: What else it is conditioned on, each (n, ...): ``label`` (n,) int64 of a
+                class-conditional model, where ``classes`` is the dropped label; ``log_norm`` (n,)
+                of rotations; the user's own, which are NaN where dropped.
 
         Raises:
-            TypeError: The network returns something else than a tensor.
-            ValueError: Its output has another shape than its input.
+            TypeError: The network returns no tensor; the ``sample`` of diffusers' outputs and the
+                first of a tuple are taken.
+            ValueError: Its output has another shape than its input, or the model's precision is
+                not that of the active ``torch.autocast``.
         """
-        dtype = self.network_dtype
-        with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
-            model_output = self.net(x, cond)
-        if not isinstance(model_output, Tensor):
-            raise TypeError(
-                f"net must return a tensor, got {type(model_output).__name__}: wrap it, so that it "
-                "returns its output"
-            )
-        if model_output.shape != x.shape:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self._check_synchronised()
+        # Without gradients there is nothing to synchronise, and a rank may sample alone.
+        net = self.net if torch.is_grad_enabled() else unwrap(self.net, compiled=False)
+        device = x.device.type
+        if torch.is_autocast_enabled(device):
+            self._check_autocast(torch.get_autocast_dtype(device))
+            returned = net(x, c_noise, **condition)
+        else:
+            dtype = self.network_dtype
+            with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+                returned = net(x, c_noise, **condition)
+        return output_of(returned, x, "net")
+
+    def _check_autocast(self, active: torch.dtype) -> None:
+        if self.precision != "fp32" and PRECISIONS[self.precision] != active:
             raise ValueError(
-                f"net must return its input's shape {tuple(x.shape)}, got "
-                f"{tuple(model_output.shape)}: give it that many outputs"
+                f"precision must be 'fp32' or that of the active torch.autocast, {active}, got "
+                f"{self.precision!r}: leave the precision to autocast, model.precision = 'fp32'"
             )
-        return model_output
+
+    def _check_synchronised(self) -> None:
+        """Warn where this rank's gradients will not be averaged with those of the others."""
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return
+        if (
+            distributed.get_world_size() == 1
+            or getattr(DistributedDataParallel, "_active_ddp_module", None) is not None
+            or unwrap(self.net, compiled=False) is not self.net
+            or is_sharded(self)
+        ):
+            return
+        warnings.warn(
+            f"the network is trained outside DistributedDataParallel, on "
+            f"{distributed.get_world_size()} ranks: gradients are not averaged. Call the wrapped "
+            "module: DistributedDataParallel(fastmsgm.Loss(model))",
+            stacklevel=3,
+        )
+
+    def with_net(self: Model, net: nn.Module) -> Model:
+        """Return this model with another network; all else is shared."""
+        twin = copy.copy(self)
+        twin._modules = {**self._modules, "net": net}
+        return twin
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Load what ``save`` wrote; the network may be wrapped.
+
+        Args:
+            weights: Tensors by name.
+
+        Raises:
+            RuntimeError: A name or a shape is not the model's.
+        """
+        inside = {k[4:]: v for k, v in weights.items() if k.startswith("net.")}
+        unwrap(self.net).load_state_dict(inside)
+        net = {f"net.{k}": v for k, v in self.net.state_dict().items()}
+        own = {k: v for k, v in weights.items() if not k.startswith("net.")}
+        self.load_state_dict(net | own)
+
+    def extra_repr(self) -> str:
+        """Return what a reader needs to know of the model, without the network's layers."""
+        shown = {
+            "process": getattr(self, "process", self.family),
+            "prediction": self.prediction,
+            "objective": self.objective,
+            "shape": self.shape,
+            "classes": self.classes or None,
+            "offset": self.offset or None,
+            "bounds": self.bounds,
+            "precision": self.precision,
+        }
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items() if value is not None)
+
+    def __repr__(self) -> str:
+        parameters = sum(p.numel() for p in self.net.parameters())
+        net = f"{type(unwrap(self.net)).__name__} with {parameters:,} parameters"
+        return f"{type(self).__name__}({self.extra_repr()}, net={net})"
 
     def net_config(self) -> dict[str, Any]:
         """Return the network's name and arguments, which rebuild those of ``fastmsgm.nets``."""
-        net = getattr(self.net, "_orig_mod", self.net)  # what torch.compile wraps
+        net = unwrap(self.net)
         config = getattr(net, "config", {})
         return {**(config if isinstance(config, dict) else {}), "name": _net_name(net)}
 
     def save(self, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> None:
         """Write ``config.json`` and ``model.safetensors`` into a folder.
+
+        Wrappers of the network (DistributedDataParallel, AveragedModel, ``torch.compile``) are not
+        stored. Where it is sharded by ``fully_shard``, call ``save`` on every rank.
 
         Args:
             folder: Made if absent.
@@ -228,25 +311,57 @@ class ScoreModel(nn.Module, ABC):
             "format_version": FORMAT_VERSION,
             "net": self.net_config(),
             "precision": self.precision,
+            "drop": self.drop,
             **self.config(),
         }
         text = json.dumps(config, indent=2) + "\n"
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        weights = {
-            k.replace("net._orig_mod.", "net.", 1): _stored(k, v, dtype)
-            for k, v in self.state_dict().items()
-        }
+        weights = {k: v for k, v in self.state_dict().items() if not k.startswith("net.")}
+        weights |= {f"net.{k}": v for k, v in unwrap(self.net).state_dict().items()}
+        weights = {k: _stored(k, v, dtype) for k, v in weights.items()}
         write_atomically(path / "model.safetensors", lambda p: save_file(weights, p))
         write_atomically(path / "config.json", lambda p: p.write_text(text))
 
 
+def is_model(x: object) -> bool:
+    """Whether x is a ScoreModel, wrapped or not."""
+    return isinstance(unwrap(x), ScoreModel)
+
+
+def check_bare_model(model: object, remedy: str) -> None:
+    """Raise TypeError unless ``model`` is a ScoreModel without wrappers.
+
+    Args:
+        model: What was given.
+        remedy: What to do where it is wrapped.
+    """
+    if is_model(model) and unwrap(model) is model:
+        return
+    remedy = remedy if is_model(model) else "build one with GBMModel.for_data, or load one"
+    raise TypeError(f"model must be a ScoreModel, got {type(model).__name__}: {remedy}")
+
+
+def _check_classes(net: nn.Module, classes: int) -> int:
+    classes = check_int("classes", classes, 0)
+    config = getattr(unwrap(net), "config", {})
+    known = config.get("classes", classes) if isinstance(config, dict) else classes
+    if known != classes:
+        raise ValueError(
+            f"classes must be the network's, {known}, got {classes}: build the network with "
+            f"classes={classes}, or give the model classes={known}"
+        )
+    return classes
+
+
 def _stored(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    value = getattr(value, "full_tensor", lambda: value)()  # gathers the shards of FSDP2
     rounded = name.startswith("net.") and value.is_floating_point()
     return value.to("cpu", dtype if rounded else value.dtype, copy=True).contiguous()
 
 
 def _net_name(net: nn.Module) -> str:
-    cls = type(net)
+    # ``fully_shard`` makes a class of its own.
+    cls = next(c for c in type(net).__mro__ if not c.__name__.startswith("FSDP"))
     known = NETS.get(cls.__name__) is cls
     return cls.__name__ if known else f"{cls.__module__}.{cls.__qualname__}"

@@ -43,6 +43,7 @@ class Purpose(IntEnum):
     PROBE = 7
     DATA_ORDER = 8
     AUGMENTATION = 9
+    CONDITION_DROP = 10
 
 
 # Philox4x32: multipliers, and the Weyl constants added to the key between rounds.

@@ -40,13 +40,12 @@ class Plan(ABC):
         return len(self.noise_levels)
 
     @abstractmethod
-    def state(self, model: Any, size: int, label: int | None = None) -> SamplerState:
+    def state(self, model: Any, size: int) -> SamplerState:
         """Allocate the state of a chunk.
 
         Args:
             model: A model of the family that the plan is for.
             size: Number of samples.
-            label: The class of all samples; None takes the classes in turn.
         """
 
 

@@ -7,10 +7,13 @@ arrays are allocated once and filled in place, so that a captured CUDA graph fin
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
+
+from fastmsgm.types import Array
 
 
 class SamplerState(ABC):
@@ -22,8 +25,8 @@ class SamplerState(ABC):
     Attributes:
         size: Number of samples.
         model_input: (size, ...) what the network sees next, in its dtype.
-        cond: For every step of the plan, what the network is conditioned on, (size,) or
-            (size, numbers).
+        c_noise: For every step of the plan, what tells the network the noise level, (size,).
+        condition: What else the family conditions the network on, by name, each (size, ...).
         flags: For every step of the plan, the compile-time switches of its kernel, a NamedTuple.
             Steps with equal flags share compiled code.
         fused: Whether a step is one operation of ``fastmsgm.ops``.
@@ -31,16 +34,18 @@ class SamplerState(ABC):
 
     size: int
     model_input: Tensor
-    cond: Sequence[Tensor]
+    c_noise: Sequence[Tensor]
+    condition: Mapping[str, Tensor]
     flags: Sequence[Any]
     fused: ClassVar[bool] = True
 
     @abstractmethod
-    def sample_prior(self, stream: Tensor) -> None:
+    def sample_prior(self, stream: Tensor, label: Tensor | None) -> None:
         """Fill the state and the network's input from the prior.
 
         Args:
             stream: The noise stream, at the first sample of the chunk.
+            label: (size,) int64 classes of the samples, or None for a model without classes.
         """
 
     @abstractmethod
@@ -64,3 +69,20 @@ class SamplerState(ABC):
     @abstractmethod
     def denoised(self) -> Tensor | None:
         """The denoised estimate from the previous state, as ``x``; None where it is not kept."""
+
+
+def c_noise_by_step(c_noise: Array, size: int, device: torch.device) -> tuple[Tensor, ...]:
+    """Return what tells the network the noise level, step by step.
+
+    Args:
+        c_noise: (R,) of the plan.
+        size: Number of samples.
+        device: Of the samples.
+
+    Returns:
+        R tensors (size,) float32. Each starts at a multiple of 16 bytes, which compiled code
+        expects.
+    """
+    rows = torch.zeros(len(c_noise), 4, dtype=torch.float32, device=device)[:, :1]
+    rows.copy_(torch.from_numpy(c_noise)[:, None])
+    return rows.expand(-1, size).unbind(0)

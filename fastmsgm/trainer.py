@@ -1,8 +1,8 @@
 """fit: the training loop, read from top to bottom.
 
-Batch k of every run is determined by (seed, k) alone: the order of the data, the noise levels and
-the noise come from the counter-based stream, so a run that is stopped and resumed follows the
-uninterrupted one exactly.
+Batch k of every run is determined by (seed, k) alone: the order of the data, augmentation, dropped
+conditions, the noise levels and the noise come from the counter-based stream, so a run that is
+stopped and resumed follows the uninterrupted one exactly.
 """
 
 from __future__ import annotations
@@ -10,75 +10,130 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import logging
 import math
 import os
 import signal
 import threading
 import time
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from fastmsgm import rng
 from fastmsgm.checkpoint import TrainingRun
-from fastmsgm.checks import check_int, check_labels, check_tensor, is_number, positive
-from fastmsgm.model import FORMAT_VERSION, ScoreModel
+from fastmsgm.checks import check_int, is_number, positive
+from fastmsgm.condition import checked_condition, checksum
+from fastmsgm.data.batches import Batches, Data, as_float
+from fastmsgm.loss import EVALUATION, Loss, check_range
+from fastmsgm.model import FORMAT_VERSION, Model, ScoreModel, check_bare_model
 from fastmsgm.nets import NETS
+from fastmsgm.sampling import sample
+from fastmsgm.wrappers import unwrap
 
-Model = TypeVar("Model", bound=ScoreModel)
 CHECKPOINT_SECONDS = 180.0
 FLUSH_EVERY = 50  # steps between two reads of the loss, each of which waits for the device
+GRID = 16  # images that TensorBoard gets
+CHECKED_AT_ONCE = 2**24  # numbers of the data that are checked together
+_log = logging.getLogger("fastmsgm")
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """What a callback of ``fit`` sees.
+
+    Args:
+        step: Optimizer steps done.
+        loss: Mean training loss of the steps since the last call.
+        validation_loss: Loss of the averaged model on the validation data, or None without any.
+        lr: Learning rate of the last step.
+        grad_norm: Gradient norm of the last step, before clipping.
+        model: The averaged model, in evaluation mode; the next steps change its weights.
+    """
+
+    step: int
+    loss: float
+    validation_loss: float | None
+    lr: float
+    grad_norm: float
+    model: ScoreModel
 
 
 def fit(
     model: Model,
-    data: Tensor,
+    data: Data,
     labels: Tensor | None = None,
     *,
     steps: int,
-    batch_size: int = 128,
-    lr: float = 1e-3,
-    ema: float = 0.999,
-    precision: str | None = None,
-    out: str | os.PathLike[str] | None = None,
-    seed: int = 0,
+    batch_size: int | None = None,
+    accumulate: int = 1,
+    lr: float | Callable[[int], float] = 1e-3,
     warmup: int = 500,
     clip: float = 1.0,
+    optimizer: torch.optim.Optimizer | Callable[..., torch.optim.Optimizer] | None = None,
+    ema: float = 0.999,
+    precision: str | None = None,
+    condition: Mapping[str, Tensor] | None = None,
+    drop: float = 0.0,
+    transform: Callable[[Any], Any] | None = None,
     loss: Callable[..., Tensor] | None = None,
+    validation: Data | None = None,
+    callback: Callable[[TrainStep], object] | None = None,
+    every: int = 500,
+    out: str | os.PathLike[str] | None = None,
+    seed: int = 0,
     tensorboard: bool = False,
     progress: bool = True,
 ) -> Model:
     """Train a model in place; it ends with the exponential moving average of its weights.
 
-    Adam with linear warm-up and cosine decay to zero, gradients clipped. With ``out`` a checkpoint
-    is written every three minutes, at the end and on Ctrl-C; calling ``fit`` again with the same
-    arguments resumes the run, exactly unless the network itself uses random numbers (dropout).
+    By default Adam with linear warm-up and cosine decay to zero, gradients clipped. With ``out`` a
+    checkpoint is written every three minutes, at the end and on Ctrl-C. Calling ``fit`` again with
+    the same arguments resumes the run, exactly unless the network itself uses random numbers
+    (dropout) or the data have no fixed order; with more ``steps`` it extends the run.
 
     Args:
         model: From ``GBMModel.for_data`` or the like, trained on its own device.
-        data: (N, ...) float32 in the data's own range.
-        labels: (N,) integers from 0, the classes of the data, for a class-conditional model.
+        data: In the data's own range: a tensor (N, ...), float32 or uint8; or a Dataset or
+            DataLoader, whose items are x, (x, label) or (x, {name: condition}). uint8 images stay
+            so in memory, and every batch is divided by 255.
+        labels: (N,) integers from 0, the classes of a tensor, for a class-conditional model.
         steps: Optimizer steps in all.
-        batch_size: Samples per step.
-        lr: Peak learning rate.
+        batch_size: Samples per network call; None is the DataLoader's, or 128.
+        accumulate: Batches per optimizer step, whose gradients are averaged.
+        lr: Peak learning rate, or a function of the step, which then replaces warm-up and decay.
+            It is that of all parameter groups.
+        warmup: Steps of linear warm-up.
+        clip: Largest gradient norm.
+        optimizer: None is Adam; else an optimizer of the network's parameters, or a function of
+            the parameters that returns one, such as ``functools.partial(torch.optim.AdamW,
+            weight_decay=0.01)``.
         ema: Decay of the weight average per step, in [0, 1).
         precision: "fp32" or "bf16" for the network; None keeps the model's. fp16 gradients would
             underflow.
+        condition: What else the network is conditioned on, for data that are a tensor: tensors
+            (N, ...) by name. They are passed to the network as keywords; standardise them.
+        drop: Share of the samples whose label and conditions are dropped, in [0, 1), so that the
+            model can be sampled with guidance; 0.1 is a usual choice.
+        transform: Augmentation of one sample, as torchvision has them. torch's generator is set
+            from the noise stream for every sample, so it resumes exactly.
+        loss: None is ``model.default_loss``; else a callable as described there, such as
+            ``fastmsgm.gbm.DenoisingLoss(p_mean=-0.5, p_std=1.4)``. A checkpoint identifies it, and
+            ``transform``, ``optimizer`` and ``lr``, by ``repr`` or by qualified name.
+        validation: Held-out data, of the same kinds as data; TensorDataset(x, labels) has labels.
+        callback: Called with a ``TrainStep`` every ``every`` steps and at the end.
+        every: Steps between two calls of the callback, two validations, two images of
+            TensorBoard.
         out: Folder for ``config.json``, ``model.safetensors`` (the average),
             ``training.safetensors`` and ``loss.csv``.
-        seed: Seed of data order, noise levels and noise.
-        warmup: Steps of linear warm-up.
-        clip: Largest gradient norm.
-        loss: None is ``model.loss``; else a callable (model, x0, stream, step, labels) -> scalar,
-            such as ``fastmsgm.gbm.DenoisingLoss(p_mean=-0.5, p_std=1.4)``. A checkpoint identifies
-            it by its ``repr``, or by its qualified name.
-        tensorboard: Also write the loss there, into ``out``.
+        seed: Seed of data order, augmentation, noise levels and noise.
+        tensorboard: Also write losses, learning rate, gradient norm and, for images, samples
+            there, into ``out``.
         progress: Show a progress bar.
 
     Returns:
@@ -99,11 +154,7 @@ def fit(
         >>> fastmsgm.sample(model, n=10, progress=False).shape
         torch.Size([10, 3])
     """
-    if not isinstance(model, ScoreModel):
-        raise TypeError(
-            f"model must be a ScoreModel, got {type(model).__name__}: build one with "
-            "GBMModel.for_data, or load one"
-        )
+    check_bare_model(model, "give the model inside, model.module")
     precision = model.precision if precision is None else precision
     _check(
         "precision",
@@ -111,138 +162,235 @@ def fit(
         precision in ("fp32", "bf16"),
         "fp32 or bf16, since fp16 gradients underflow",
     )
-    steps, batch_size = check_int("steps", steps, 1), check_int("batch_size", batch_size, 1)
-    warmup, seed = check_int("warmup", warmup, 0), check_int("seed", seed, 0, 2**64 - 1)
-    clip, lr = positive("clip", clip), positive("lr", lr)
+    steps, accumulate = check_int("steps", steps, 1), check_int("accumulate", accumulate, 1)
+    warmup, every = check_int("warmup", warmup, 0), check_int("every", every, 1)
+    clip, lr_of = positive("clip", clip), _schedule(lr, steps, warmup)
     _check("ema", ema, is_number(ema) and 0 <= ema < 1, "in [0, 1)")
-    if loss is not None and (not callable(loss) or inspect.isclass(loss)):
+    if callback is not None and not callable(callback):
         raise TypeError(
-            "loss must be a function (model, x0, stream, step, labels) or None, got "
-            f"{loss if inspect.isclass(loss) else type(loss).__name__}: give an instance"
+            f"callback must be a function of a TrainStep or None, got {type(callback).__name__}"
         )
     _check(
         "tensorboard", tensorboard, not tensorboard or out is not None, "given together with out"
     )
-    check_tensor("data", data)
-    if data.dtype != torch.float32 or tuple(data.shape[1:]) != model.shape:
-        expected = ", ".join(map(str, ("N", *model.shape)))
-        raise ValueError(
-            f"data must be float32 of shape ({expected}), got {data.dtype} {tuple(data.shape)}: "
-            "convert with .float()"
-        )
-    labels = _labels_for(model, labels, len(data))
-    states = model.to_state(data.to(model.device))
-    model.check_states(states)
-    noise, net = rng.stream(seed), model.net_config()
+    loss_of = Loss(model, loss, seed=seed, drop=drop)
+    batches = Batches(
+        data, labels, condition, transform=transform, batch_size=batch_size, seed=seed
+    )
+    _check_data("data", model, data, batches)
+    if labels is not None:
+        checked_condition(model, len(labels), labels, {})
+    held_out = None
+    if validation is not None:
+        held_out = Batches(validation, batch_size=batches.batch_size)
+        _check_data("validation", model, validation, held_out)
+        if held_out.samples is None:
+            raise ValueError(
+                "validation must have a length, got an iterable data set: give a tensor or a "
+                "Dataset"
+            )
+    optim = _optimizer(optimizer, list(model.net.parameters()))
+    config = model.net_config()
     settings = {
         "format_version": FORMAT_VERSION,
         "steps": steps,
-        "batch_size": batch_size,
-        "lr": lr,
+        "batch_size": batches.batch_size,
+        "accumulate": accumulate,
+        "lr": _name_of(lr) if callable(lr) else lr,
+        "optimizer": None if optimizer is None else _name_of(optimizer),
         "ema": ema,
         "seed": seed,
         "warmup": warmup,
         "clip": clip,
+        "drop": drop,
         "precision": precision,
-        "samples": len(states),
+        "samples": batches.samples,
         "loss": None if loss is None else _name_of(loss),
-        "labels": None if labels is None else zlib.crc32(labels.cpu().long().numpy().tobytes()),
-        "net": net if net["name"] in NETS else None,  # another's arguments are its user's
+        "transform": None if transform is None else _name_of(transform),
+        "labels": None if labels is None else checksum(labels),
+        "condition": {name: checksum(value) for name, value in (condition or {}).items()},
+        "net": config if config["name"] in NETS else None,  # another's arguments are its user's
         **model.config(),
     }
     settings = json.loads(json.dumps(settings, default=float))  # as a checkpoint gives them back
-    run = TrainingRun(model, settings, Path(out) if out is not None else None)
+    run = TrainingRun(model, optim, settings, Path(out) if out is not None else None)
+    if run.step and not batches.exact:
+        _log.warning("the data have no fixed order: the resumed run continues with other batches")
+    if run.extended_from:
+        _log.warning(
+            "extended from %d to %d steps: at step %d the learning rate goes on with %.2g, that of "
+            "a schedule over %d steps",
+            run.extended_from,
+            steps,
+            run.step,
+            lr_of(run.step),
+            steps,
+        )
     model.precision = precision
-    loss_of = model.loss if loss is None else functools.partial(loss, model)
-    order = DataOrder(len(states), seed)
     bar = tqdm(total=steps, initial=run.step, disable=not progress, desc="training", unit="step")
     recent: list[tuple[Tensor, Tensor]] = []  # loss and gradient norm of each step
-    saved = time.monotonic()
-    model.train()
-    parameters = list(model.net.parameters())
+    saved, reported = time.monotonic(), run.step
+    loss_of.train()
+    net, parameters = unwrap(model.net), list(model.net.parameters())
+    averaged = model.with_net(run.average.module)
     writer_context = _tensorboard(run) if tensorboard else nullcontext()
+    source = batches.iterate(run.step * accumulate)
     with _stop_requests() as stop, bar, writer_context as writer:
         while run.step < steps:
-            run.optimizer.param_groups[0]["lr"] = lr * _schedule(run.step, steps, warmup)
-            batch = order.batch(run.step, batch_size).to(model.device)
-            batch_labels = None if labels is None else labels[batch]
-            value = loss_of(states[batch], noise, run.step, batch_labels)
-            run.optimizer.zero_grad()
-            value.backward()
+            for group in optim.param_groups:
+                group["lr"] = lr_of(run.step)
+            optim.zero_grad()
+            total = torch.zeros((), dtype=torch.float32, device=model.device)
+            for part in range(accumulate):
+                x, given = next(source)
+                first = part * batches.batch_size
+                value = loss_of(x, step=run.step, first=first, **_split(model, given)) / accumulate
+                value.backward()
+                total += value.detach()
             norm = nn.utils.clip_grad_norm_(parameters, clip)
-            run.optimizer.step()
-            run.average.update_parameters(model.net)
+            optim.step()
+            run.average.update_parameters(net)
             run.step += 1
-            recent.append((value.detach(), norm))
+            recent.append((total, norm))
             bar.update()
-            if len(recent) == FLUSH_EVERY or run.step == steps or stop.is_set():
-                values, norms = (torch.stack(part).tolist() for part in zip(*recent, strict=True))
-                run.losses += values
-                recent.clear()
-                mean = sum(values) / len(values)
-                for what, number in (("loss", mean), ("gradient norm", sum(norms))):
-                    if not math.isfinite(number):
-                        raise FloatingPointError(
-                            f"the {what} is {number} at step {run.step}: lower lr (now {lr}) or "
-                            "use fp32"
-                        )
-                bar.set_postfix(loss=f"{mean:.4f}")
-                if writer is not None:
-                    writer.add_scalar("loss", mean, run.step)
-                due = time.monotonic() - saved > CHECKPOINT_SECONDS
-                if due or run.step == steps or stop.is_set():
-                    run.save()
-                    saved = time.monotonic()
+            report = run.step % every == 0 or run.step == steps
+            if not (report or len(recent) == FLUSH_EVERY or stop.is_set()):
+                continue
+            values, norms = (torch.stack(part).tolist() for part in zip(*recent, strict=True))
+            run.losses += values
+            recent.clear()
+            for what, number in (("loss", sum(values)), ("gradient norm", sum(norms))):
+                if not math.isfinite(number):
+                    raise FloatingPointError(
+                        f"the {what} is {number} at step {run.step}: lower lr (now "
+                        f"{lr_of(run.step - 1):.3g}) or use fp32"
+                    )
+            bar.set_postfix(loss=f"{sum(values) / len(values):.4f}")
+            if writer is not None:
+                writer.add_scalar("loss", sum(values) / len(values), run.step)
+                writer.add_scalar("lr", lr_of(run.step - 1), run.step)
+                writer.add_scalar("gradient norm", norms[-1], run.step)
+            due = time.monotonic() - saved > CHECKPOINT_SECONDS
+            if due or run.step == steps or stop.is_set():
+                run.save()
+                saved = time.monotonic()
+            if report:
+                since, reported = run.losses[reported - run.step :], run.step
+                seen = TrainStep(
+                    step=run.step,
+                    loss=sum(since) / len(since),
+                    validation_loss=_validate(averaged, held_out, loss, seed),
+                    lr=lr_of(run.step - 1),
+                    grad_norm=norms[-1],
+                    model=averaged.eval(),
+                )
+                _report(run, seen, callback, writer)
             if stop.is_set():
                 raise KeyboardInterrupt(f"stopped after step {run.step}")
-    model.net.load_state_dict(run.average.module.state_dict())
+    net.load_state_dict(run.average.module.state_dict())
     return model.eval()
 
 
-class DataOrder:
-    """Which samples make up batch k: every epoch is a permutation, sorted by the stream's words.
-
-    Args:
-        n: Number of samples in the data set.
-        seed: Seed of the noise stream.
-    """
-
-    def __init__(self, n: int, seed: int) -> None:
-        self.n, self.seed = n, seed
-        self.epoch, self.permutation = -1, torch.empty(0, dtype=torch.int64)
-
-    def batch(self, step: int, size: int) -> Tensor:
-        """Return the sample indices of batch ``step``, (size,) int64 on the CPU."""
-        parts, first, end = [], step * size, (step + 1) * size
-        while first < end:
-            epoch, position = divmod(first, self.n)
-            parts.append(self._permutation(epoch)[position : position + end - first])
-            first += len(parts[-1])
-        return torch.cat(parts)
-
-    def _permutation(self, epoch: int) -> Tensor:
-        if epoch != self.epoch:
-            stream, quads = rng.stream(self.seed), -(-self.n // 4)
-            words = rng.words(1, quads, stream, rng.Purpose.DATA_ORDER, epoch).flatten()
-            self.epoch, self.permutation = epoch, words[: self.n].argsort(stable=True)
-        return self.permutation
+def _report(
+    run: TrainingRun, seen: TrainStep, callback: Callable[[TrainStep], object] | None, writer: Any
+) -> None:
+    """Tell the callback and TensorBoard; whatever a callback raises, the run is saved first."""
+    if writer is not None:
+        if seen.validation_loss is not None:
+            writer.add_scalar("validation loss", seen.validation_loss, seen.step)
+        if len(seen.model.shape) == 3 and seen.model.shape[0] in (1, 3):
+            images = sample(seen.model, GRID, progress=False)
+            writer.add_images("samples", images, seen.step)
+    if callback is None:
+        return
+    try:
+        callback(seen)
+    except BaseException:
+        run.save()
+        raise
 
 
-def _name_of(loss: Any) -> str:
-    """Return what identifies a loss in a checkpoint: its ``repr``, or a name without addresses."""
-    if isinstance(loss, functools.partial):
-        return f"partial({_name_of(loss.func)}, {loss.args}, {loss.keywords})"
-    if inspect.ismethod(loss):
-        return f"{_name_of(loss.__self__)}.{loss.__name__}"
-    named = loss if hasattr(loss, "__qualname__") else type(loss)
+def _validate(
+    model: ScoreModel,
+    held_out: Batches | None,
+    loss: Callable[..., Tensor] | None,
+    seed: int,
+) -> float | None:
+    """Return the mean loss over one epoch of the validation data, at the same noise every time."""
+    if held_out is None or held_out.samples is None:
+        return None
+    loss_of = Loss(model, loss, seed=seed).eval()
+    total, batches = 0.0, math.ceil(held_out.samples / held_out.batch_size)
+    with torch.no_grad():
+        for k, (x, given) in zip(range(batches), held_out.iterate(0), strict=False):
+            total += float(loss_of(x, step=EVALUATION + k, first=0, **_split(model, given)))
+    return total / batches
+
+
+def _split(model: ScoreModel, given: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return what a batch brings as the loss takes it; labels count for models with classes."""
+    condition: dict[str, Any] = {k: v for k, v in given.items() if k != "label"}
+    return condition | ({"labels": given.get("label")} if model.classes else {})
+
+
+def _check_data(name: str, model: ScoreModel, data: Data, batches: Batches) -> None:
+    """Raise where data do not fit the model; of a tensor all samples are looked at."""
+    if tuple(batches.shape) != model.shape:
+        expected = ", ".join(map(str, ("N", *model.shape)))
+        got = ", ".join(map(str, ("N", *batches.shape)))
+        raise ValueError(f"{name} must have shape ({expected}), got ({got})")
+    if not isinstance(data, Tensor):
+        return
+    at_once = max(1, CHECKED_AT_ONCE // math.prod(model.shape))
+    for part in data.split(at_once):
+        x = as_float(part).to(model.device)
+        check_range(model, x)
+        model.check_states(model.to_state(x))
+
+
+def _optimizer(optimizer: Any, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    if optimizer is None:
+        return torch.optim.Adam(parameters, fused=True)
+    made = optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer(parameters)
+    if not isinstance(made, torch.optim.Optimizer):
+        raise TypeError(
+            "optimizer must be a torch.optim.Optimizer, or a function of the parameters that "
+            f"returns one, got {type(made).__name__}"
+        )
+    ours = {id(p) for p in parameters}
+    if any(id(p) not in ours for group in made.param_groups for p in group["params"]):
+        raise ValueError(
+            "optimizer must hold parameters of the model's network: build it from "
+            "model.net.parameters(), after the model is on its device"
+        )
+    return made
+
+
+def _name_of(thing: Any) -> str:
+    """Return what identifies a callable in a checkpoint: its ``repr``, or a name, no address."""
+    if isinstance(thing, functools.partial):
+        return f"partial({_name_of(thing.func)}, {thing.args}, {thing.keywords})"
+    if inspect.ismethod(thing):
+        return f"{_name_of(thing.__self__)}.{thing.__name__}"
+    named = thing if hasattr(thing, "__qualname__") else type(thing)
     name = f"{named.__module__}.{named.__qualname__}"
-    return name if named is loss or " at 0x" in repr(loss) else repr(loss)
+    optimizer = isinstance(thing, torch.optim.Optimizer)  # its repr has the learning rate
+    return name if named is thing or optimizer or " at 0x" in repr(thing) else repr(thing)
 
 
-def _schedule(step: int, steps: int, warmup: int) -> float:
-    """Return linear warm-up times cosine decay, the fraction of the peak learning rate."""
-    decay = (1 + math.cos(math.pi * step / steps)) / 2
-    return min(1.0, (step + 1) / max(warmup, 1)) * decay
+def _schedule(
+    lr: float | Callable[[int], float], steps: int, warmup: int
+) -> Callable[[int], float]:
+    """Return the learning rate as a function of the step: warm-up and cosine decay of a number."""
+    if callable(lr):
+        return lambda step: float(lr(step))
+    peak = positive("lr", lr)
+
+    def schedule(step: int) -> float:
+        decay = (1 + math.cos(math.pi * step / steps)) / 2
+        return peak * min(1.0, (step + 1) / max(warmup, 1)) * decay
+
+    return schedule
 
 
 @contextmanager
@@ -271,17 +419,6 @@ def _tensorboard(run: TrainingRun) -> Any:
             'tensorboard=True needs its package: pip install "fastmsgm[tensorboard]"'
         ) from error
     return SummaryWriter(str(run.out), purge_step=run.step)
-
-
-def _labels_for(model: ScoreModel, labels: Tensor | None, n: int) -> Tensor | None:
-    if (labels is None) != (model.classes == 0):
-        raise ValueError(
-            "labels must be given for a class-conditional model and for no other: the model has "
-            f"{model.classes} classes, got labels={'None' if labels is None else 'a tensor'}"
-        )
-    if labels is None:
-        return None
-    return check_labels(labels, n, model.classes).to(model.device)
 
 
 def _check(name: str, value: object, good: bool, allowed: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fastmsgm.checks import (
+    check_condition,
     check_eta,
     check_floating_point,
     check_int,
@@ -171,3 +172,47 @@ def test_labels_of_every_integer_type(dtype: torch.dtype) -> None:
 def test_labels_are_refused(labels: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         check_labels(labels, 3, 3)
+
+
+def test_values_of_labels_can_be_left_unread() -> None:
+    """On a device the host would wait for them."""
+    labels = torch.tensor([0, 9, 1])
+    assert check_labels(labels, 3, 3, values=False) is labels
+
+
+# ---- conditions ----
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 2), (3, 1, 4)])
+def test_conditions_are_float32_of_any_shape(shape: tuple[int, ...]) -> None:
+    got = check_condition("size", torch.ones(shape, dtype=torch.float64), 3)
+    assert (got.dtype, got.shape) == (torch.float32, shape)
+
+
+def test_integer_conditions_stay_as_they_are() -> None:
+    tokens = torch.tensor([[1, 2], [3, 4], [5, 6]])
+    assert check_condition("tokens", tokens, 3) is tokens
+
+
+def test_values_of_conditions_can_be_left_unread() -> None:
+    value = torch.tensor([1.0, math.nan, 2.0])
+    assert check_condition("size", value, 3, values=False) is value
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error", "message"),
+    [
+        ("size", [1.0, 2.0, 3.0], TypeError, "condition 'size' must be a tensor, got list"),
+        ("size", torch.tensor(1.0), ValueError, r"must have shape \(3, \.\.\.\), .*, got \(\)"),
+        ("size", torch.ones(2, 3), ValueError, r"must have shape \(3, \.\.\.\), .*, got \(2, 3\)"),
+        ("size", torch.tensor([1, math.nan, 2]), ValueError, "condition 'size' must be finite"),
+        ("size", torch.tensor([1, math.inf, 2]), ValueError, "condition 'size' must be finite"),
+        ("label", torch.ones(3), ValueError, "condition must not be named 'label', which the pack"),
+        ("log_norm", torch.ones(3), ValueError, "condition must not be named 'log_norm', which"),
+    ],
+)
+def test_conditions_are_refused(
+    name: str, value: object, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        check_condition(name, value, 3)

@@ -49,9 +49,9 @@ class ClassBrightness(nn.Module):
         super().__init__()
         self.labels: list[Tensor] = []
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        s, classes = torch.exp(4 * c[:, 0]), c[:, 1]
-        self.labels.append(classes.long())
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor) -> Tensor:
+        s, classes = torch.exp(4 * c_noise), label.float()
+        self.labels.append(label.clone())
         sd, total = self.log_std, torch.sqrt(s**2 + self.log_std**2)
         skip, gain = (sd / total) ** 2, s * sd / total
         y = total[:, None] * x.flatten(1)
@@ -73,10 +73,11 @@ def test_the_network_depends_on_class_and_noise_level() -> None:
     net = UNet(1, 16, 32, 1, 2, classes=3)
     for p in net.parameters():
         nn.init.normal_(p, std=0.1)
-    x, c = torch.randn(4, 1, 8, 8), torch.tensor([[0.1, 0.0], [0.1, 1.0], [0.1, 2.0], [0.5, 2.0]])
-    f = net(x[:1].expand(4, -1, -1, -1), c).flatten(1)
+    x, c_noise = torch.randn(4, 1, 8, 8), torch.tensor([0.1, 0.1, 0.1, 0.5])
+    label = torch.tensor([0, 1, 2, 2])
+    f = net(x[:1].expand(4, -1, -1, -1), c_noise, label=label).flatten(1)
     assert float(torch.pdist(f.detach()).min()) > 1e-3
-    net(x, c).square().sum().backward()
+    net(x, c_noise, label=label).square().sum().backward()
     assert all(p.grad is not None and float(p.grad.abs().max()) > 0 for p in net.parameters())
 
 
@@ -87,8 +88,7 @@ def test_a_larger_network_continues_a_smaller_one() -> None:
         nn.init.normal_(p, std=0.1)
     large.load_state_dict(small.state_dict(), strict=False)
     x, c_noise = torch.randn(3, 1, 8, 8), torch.rand(3)
-    cond = torch.stack((c_noise, torch.arange(3.0)), dim=1)
-    torch.testing.assert_close(large(x, cond), small(x, c_noise))
+    torch.testing.assert_close(large(x, c_noise, label=torch.arange(3)), small(x, c_noise))
 
 
 # ---- training ----
@@ -104,7 +104,7 @@ def test_training_learns_from_the_class_alone() -> None:
     k0, k1, _, c_in = model.preconditioning.coefficients(s[:1].numpy())[0].tolist()
     y = torch.log(x0) + 8.0 * torch.randn(x0.shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        f = model(c_in * y, torch.stack((torch.log(s) / 4, LABELS[:3].float()), dim=1))
+        f = model(c_in * y, torch.log(s) / 4, label=LABELS[:3])
     brightness = (k0 * y + k1 * f).flatten(1).mean(1)
     torch.testing.assert_close(brightness, torch.log(x0).flatten(1).mean(1), rtol=0, atol=0.06)
 
@@ -114,15 +114,15 @@ def test_a_run_with_labels_resumes_exactly(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("fastmsgm.trainer.FLUSH_EVERY", 2)
     options: dict[str, Any] = {"steps": 6, "batch_size": 16, "warmup": 1, "progress": False}
     fit(image_model(), images(), LABELS, out=tmp_path / "whole", **options)
-    original = GBMModel.loss
+    original = DenoisingLoss.__call__
 
-    def cut(model: GBMModel, x0: Tensor, stream: Tensor, step: int, *rest: Any) -> Tensor:
+    def cut(self: Any, model: Any, x0: Tensor, stream: Tensor, step: int, **more: Any) -> Tensor:
         if step == 4:
             raise OSError("power cut")
-        return original(model, x0, stream, step, *rest)
+        return original(self, model, x0, stream, step, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(GBMModel, "loss", cut)
+        patch.setattr(DenoisingLoss, "__call__", cut)
         with pytest.raises(OSError, match="power cut"):
             fit(image_model(), images(), LABELS, out=tmp_path / "cut", **options)
     fit(image_model(), images(), LABELS, out=tmp_path / "cut", **options)
@@ -231,8 +231,8 @@ def test_labelled_samples_do_not_depend_on_where_they_start(label: int | None) -
 @pytest.mark.parametrize(
     ("label", "error", "message"),
     [
-        (3, ValueError, "label must be a class, 0 to 2, got 3"),
-        (-1, ValueError, "label must be at least 0, got -1"),
+        (3, ValueError, r"label must be in 0 \.\. 2, got 3"),
+        (-1, ValueError, r"label must be in 0 \.\. 2, got -1"),
         (1.0, TypeError, r"label must be an int, got 1\.0 \(float\)"),
         (True, TypeError, r"label must be an int, got True \(bool\)"),
     ],

@@ -43,7 +43,9 @@ def images() -> ScoreModel:
 
 def rotation(noise: str) -> ScoreModel:
     data = correlated_cauchy(100, 4)
-    return shaken(RotationModel.for_data(MLP(4, 8, 1, cond_dim=2), Rotation(noise=noise), data))
+    return shaken(
+        RotationModel.for_data(MLP(4, 8, 1, condition={"log_norm": 1}), Rotation(noise=noise), data)
+    )
 
 
 CASES: dict[str, tuple[Callable[[], ScoreModel], str]] = {
@@ -110,7 +112,11 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def loop_of(model: ScoreModel, solver: str | None, steps: int, size: int) -> Loop:
     plan = plan_for(model, solver, steps)
-    return Loop(model, plan, plan.state(model, size), compiled=False)
+    return Loop(model, plan, plan.state(model, size), compiled=False, condition=labels(model, size))
+
+
+def labels(model: ScoreModel, size: int) -> dict[str, Tensor]:
+    return {"label": torch.arange(size) % model.classes} if model.classes else {}
 
 
 def test_no_step_waits_or_samples_from_a_generator(
@@ -119,7 +125,7 @@ def test_no_step_waits_or_samples_from_a_generator(
     monkeypatch.setenv("FASTMSGM_BACKEND", "reference")  # PyTorch all the way down is watched
     with torch.no_grad():
         loop = loop_of(*case, steps=4, size=8)
-        loop.run(rng.stream(3))
+        loop.run(rng.stream(3), labels(loop.model, 8))
     request.getfixturevalue("watched")
     loop.steps()
 
@@ -216,10 +222,10 @@ def test_a_graph_is_captured_once_and_replayed(monkeypatch: pytest.MonkeyPatch) 
     with torch.no_grad():
         for first in (0, 4, 8):
             loop.first_nonfinite_step.fill_(2)
-            loop.run(rng.stream(1, first))
+            loop.run(rng.stream(1, first), {})
             assert bool((loop.first_nonfinite_step == -1).all())
             assert loop.streams.tolist() == [[1, first, k] for k in range(3)]
-        loop.run(rng.stream(1, 12), lambda index: calls.append(f"show {index}"))
+        loop.run(rng.stream(1, 12), {}, lambda index: calls.append(f"show {index}"))
     chunks = ["prior", "steps", "prior", "capture", "replay", "prior", "replay"]
     assert calls == [*chunks, "prior", "steps", "show 0", "show 1", "show 2", "show 3"]
 

@@ -23,7 +23,7 @@ from fastmsgm.gbm.solvers import Heun
 from fastmsgm.model import ScoreModel
 from fastmsgm.nets import MLP
 from fastmsgm.solver import Plan, Solver
-from fastmsgm.state import SamplerState
+from fastmsgm.state import SamplerState, c_noise_by_step
 from fastmsgm.tools import cli
 
 
@@ -46,7 +46,7 @@ class BetaStepFlags(NamedTuple):
 class BetaPlan(Plan):
     process: Beta
 
-    def state(self, model: Any, size: int, label: int | None = None) -> BetaState:
+    def state(self, model: Any, size: int) -> BetaState:
         return BetaState(self, model, size)
 
 
@@ -56,7 +56,8 @@ class BetaState(SamplerState):
     def __init__(self, plan: BetaPlan, model: BetaModel, size: int) -> None:
         self.plan, self.size, self.mean = plan, size, model.mean
         self.flags = [BetaStepFlags(row) for row in range(plan.nfe)]
-        self.cond = torch.from_numpy(plan.c_noise).float()[:, None].expand(-1, size).unbind(0)
+        self.c_noise = c_noise_by_step(plan.c_noise, size, model.device)
+        self.condition = {}
         self.model_input = torch.empty(size, len(model.mean))
         self.log_x0: Tensor | None = None
 
@@ -64,7 +65,7 @@ class BetaState(SamplerState):
         n, d = self.model_input.shape
         return self.plan.process.noise(n, d, torch.tensor(t), stream, purpose, step)
 
-    def sample_prior(self, stream: Tensor) -> None:
+    def sample_prior(self, stream: Tensor, label: Tensor | None) -> None:
         noise = self._noise(self.plan.noise_levels[0], stream, rng.Purpose.PRIOR, 0)
         self.model_input.copy_(torch.log(self.mean * noise))
 
@@ -104,6 +105,17 @@ class Renoise(Solver):
         )
 
 
+def regression(
+    model: BetaModel, x0: Tensor, stream: Tensor, step: int, **condition: Tensor
+) -> Tensor:
+    """Return the (n,) squared errors of the predicted log x_0 at t = T U, U uniform on (0, 1)."""
+    process = model.preconditioning
+    share = rng.uniforms(len(x0), 1, stream, rng.Purpose.TRAINING_TIME, step)[:, :1]
+    noise = process.noise(*x0.shape, process.T * share, stream, rng.Purpose.TRAINING_NOISE, step)
+    predicted = model(torch.log(x0 * noise), share[:, 0].float(), **condition)
+    return (predicted - torch.log(x0)).square().mean(1)
+
+
 class BetaModel(ScoreModel):
     family = "Beta"
     solvers: ClassVar[Mapping[str, Callable[[], Solver]]] = {"renoise": Renoise}
@@ -130,14 +142,9 @@ class BetaModel(ScoreModel):
     def shape(self) -> tuple[int, ...]:
         return tuple(self.mean.shape)
 
-    def loss(self, x0: Tensor, stream: Tensor, step: int, labels: Tensor | None = None) -> Tensor:
-        process = self.preconditioning
-        share = rng.uniforms(len(x0), 1, stream, rng.Purpose.TRAINING_TIME, step)[:, :1]
-        noise = process.noise(
-            *x0.shape, process.T * share, stream, rng.Purpose.TRAINING_NOISE, step
-        )
-        predicted = self(torch.log(x0 * noise), share[:, 0].float())
-        return (predicted - torch.log(x0)).square().mean()
+    @property
+    def default_loss(self) -> Callable[..., Tensor]:
+        return regression
 
     def to_state(self, data: Tensor) -> Tensor:
         return data
@@ -173,11 +180,11 @@ def data() -> Tensor:
 
 
 def test_a_new_family_trains_samples_saves_and_loads(model: BetaModel, tmp_path: Path) -> None:
-    states, stream = model.to_state(data()), rng.stream(99)
-    before = model.loss(states, stream, 0).item()
+    loss = fastmsgm.Loss(model, seed=99)
+    before = loss(data(), step=0).item()
     options: dict[str, Any] = {"batch_size": 64, "lr": 1e-2, "ema": 0.5, "warmup": 2}
     fastmsgm.fit(model, data(), steps=20, out=tmp_path, progress=False, **options)
-    assert model.loss(states, stream, 0).item() < 0.5 * before
+    assert loss(data(), step=0).item() < 0.5 * before
 
     samples = fastmsgm.sample(model, 100, seed=3, batch_size=32, progress=False)
     assert samples.shape == (100, 3)

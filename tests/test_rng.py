@@ -69,10 +69,10 @@ def test_stored_vectors_freeze_the_stream(
 def test_purposes_are_frozen() -> None:
     names = (
         "PRIOR RADIUS STEP ANGLE TRAINING_NOISE TRAINING_ANGLE TRAINING_TIME PROBE DATA_ORDER "
-        "AUGMENTATION"
+        "AUGMENTATION CONDITION_DROP"
     )
     assert [purpose.name for purpose in sorted(Purpose)] == names.split()
-    assert sorted(Purpose) == list(range(10))
+    assert sorted(Purpose) == list(range(11))
 
 
 def test_a_row_is_a_sample_whatever_the_batch() -> None:
@@ -95,7 +95,7 @@ def test_all_counters_are_distinct(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take equal digits in different places, and random ones; a start stands for two samples."""
     small, middle = (0, 2, 4, 2**8, 2**16, 2**24 - 2, 2**24), (2**32 - 2, 2**32, 2**32 + 2)
     starts = (*small, *middle, 2**33, 2**48, 2**56 - 4)
-    counted = set(itertools.product(starts, range(10), (0, 1, 2**8, 2**24, 2**32 - 1)))
+    counted = set(itertools.product(starts, range(11), (0, 1, 2**8, 2**24, 2**32 - 1)))
     random = np.random.default_rng(0).integers(0, (2**55, 256, 2**32), size=(500, 3)).tolist()
     counted |= {(2 * start, purpose, step) for start, purpose, step in random}
     found = [counters(monkeypatch, 2, 3, *each) for each in sorted(counted)]

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from fastmsgm import NonFiniteError, Step, sample, sample_iter, sampling
+from fastmsgm import NonFiniteError, Step, job, sample, sample_iter
 from fastmsgm.gbm import GBM, GBMModel
 from fastmsgm.gbm.state import GBMPlan
 from fastmsgm.model import ScoreModel
@@ -60,8 +60,8 @@ class Wrapped(nn.Module):
         self.net: Any = net
         self.watch, self.calls = watch, 0
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        f = self.net(x, c)
+    def forward(self, x: Tensor, c: Tensor, **condition: Tensor) -> Tensor:
+        f = self.net(x, c, **condition)
         changed = self.watch(self.calls, x, f)
         self.calls += 1
         return f if changed is None else changed
@@ -70,10 +70,10 @@ class Wrapped(nn.Module):
 # ---- the stream ----
 
 
-@pytest.mark.parametrize("batch_size", [None, 32, 7])
+@pytest.mark.parametrize("batch_size", [64, 32, 7])
 @pytest.mark.parametrize("build", [vectors, lambda: exact_model("score"), images])
-def test_a_part_of_the_stream_is_bit_equal(
-    build: Callable[[], GBMModel], batch_size: int | None
+def test_a_part_of_the_stream_is_bit_equal_where_a_batch_size_is_given(
+    build: Callable[[], GBMModel], batch_size: int
 ) -> None:
     model = build()
     options: dict[str, Any] = {"seed": 3, "steps": 4, "batch_size": batch_size}
@@ -82,6 +82,18 @@ def test_a_part_of_the_stream_is_bit_equal(
     assert torch.equal(whole[:33], sampled(model, 33, **options))
     assert torch.equal(whole[99:], sampled(model, 1, start=99, **options))
     assert len(whole.unique(dim=0)) == 100
+
+
+@pytest.mark.parametrize("build", [vectors, lambda: exact_model("score"), images])
+def test_a_part_of_the_stream_is_equal_but_for_rounding_without_a_batch_size(
+    build: Callable[[], GBMModel],
+) -> None:
+    model = build()
+    options: dict[str, Any] = {"seed": 3, "steps": 4}
+    whole = sampled(model, 100, **options)
+    for start, n in ((0, 33), (40, 20), (99, 1)):
+        part = sampled(model, n, start=start, **options)
+        torch.testing.assert_close(part, whole[start : start + n], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("solver", ["sde-dpm++2m", "heun", "sign-agnostic"])
@@ -112,14 +124,33 @@ def test_seeds_differ_and_torchs_generator_is_left_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize(("d", "expected"), [(3, 8192), (48, 1024), (784, 64), (5000, 64)])
-def test_the_default_batch_is_a_function_of_the_number_of_features(d: int, expected: int) -> None:
-    seen = []
+@pytest.mark.parametrize(("d", "largest"), [(3, 8192), (48, 1024), (784, 64), (5000, 64)])
+def test_default_chunks_are_equal_and_as_large_as_the_number_of_features_allows(
+    d: int, largest: int
+) -> None:
+    """No sample is computed in vain, but for at most one in the last chunk."""
+    seen = list[int]()
     data = torch.rand(4, d) + 1
     net = Wrapped(nn.Identity(), lambda call, x, f: seen.append(len(x)))
     net.net.forward = lambda x, c: torch.zeros_like(x)
-    sampled(GBMModel.for_data(net, GBM(1.0), data), 3, steps=1)
-    assert seen == [expected]
+    model = GBMModel.for_data(net, GBM(1.0), data)
+    for n, sizes in (
+        (1, [1]),
+        (3, [3]),
+        (largest, [largest]),
+        (largest + 1, [largest // 2 + 1] * 2),
+    ):
+        seen.clear()
+        sampled(model, n, steps=1)
+        assert seen == sizes
+
+
+def test_a_batch_size_that_is_mostly_wasted_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    sampled(vectors(), 16, steps=1, batch_size=16)
+    sampled(vectors(), 4, steps=1, start=20, batch_size=16)  # a slice needs the whole chunk
+    assert not caplog.records
+    sampled(vectors(), 4, steps=1, batch_size=16)
+    assert "batch_size=16 computes 16 samples, of which n=4 are kept: leave it out" in caplog.text
 
 
 def test_class_means_are_taken_in_turn() -> None:
@@ -219,6 +250,8 @@ def test_outputs(tmp_path: Path) -> None:
         "start": 3,
         "seed": 5,
         "label": None,
+        "condition": {},
+        "guidance": 1.0,
         "compile": False,
         "stream": "philox-v1",
         "solver": "DPMSolverPP2M(eta=1.0)",
@@ -301,7 +334,7 @@ def test_non_finite_at_the_first_and_at_the_last_step() -> None:
 
 
 class Narrow(nn.Module):
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
         return x[:, :1]
 
 
@@ -322,7 +355,12 @@ class Narrow(nn.Module):
         ),
         ({"solver": Heun}, TypeError, "solver must be a name or a Solver, got <class"),
         ({"model": "no-such-model"}, ValueError, "model must be one of .*, got 'no-such-model'"),
-        ({"model": MLP(3)}, TypeError, "model must be a ScoreModel, a name or a path, got MLP"),
+        (
+            {"model": 3},
+            TypeError,
+            "model must be a ScoreModel, a name, a path or a function, got int",
+        ),
+        ({"model": MLP(3)}, TypeError, "process must be a GBM or a Rotation for a function, got N"),
         (
             {"out": torch.empty(4, 2)},
             ValueError,
@@ -336,7 +374,7 @@ class Narrow(nn.Module):
         (
             {"out": "samples.txt"},
             ValueError,
-            r"out must be a path that ends in \.npy, got 'samples\.txt'",
+            r"out must be a path that ends in \.npy or \.npz, or a folder .*, got 'samples\.txt'",
         ),
         ({"out": [1.0]}, TypeError, "out must be a tensor, an array or a path, got list"),
     ],
@@ -353,8 +391,11 @@ def test_counts_are_integers(name: str, value: object) -> None:
     """A bool and a float are refused, by sample_iter before its first chunk."""
     options: dict[str, Any] = {"n": 4, "steps": 2, name: value}
     message = rf"{name} must be an int, got {re.escape(repr(value))} \({type(value).__name__}\)"
+    error: type[Exception] = TypeError
+    if name == "label" and value == [2]:  # labels, one for each sample
+        error, message = ValueError, r"must have shape \(4,\), one for each sample, got \(1,\)"
     for call in (sample, sample_iter):
-        with pytest.raises(TypeError, match=message):
+        with pytest.raises(error, match=message):
             call(class_model(), progress=False, **options)
 
 
@@ -371,7 +412,7 @@ def test_counts_may_be_numpy_integers(name: str, tmp_path: Path) -> None:
 def class_model() -> GBMModel:
     """A class-conditional model of three features and three classes."""
     torch.manual_seed(0)
-    net, labels = MLP(3, 8, 1, cond_dim=2), torch.arange(60) % 3
+    net, labels = MLP(3, 8, 1, classes=3), torch.arange(60) % 3
     return GBMModel.for_data(net, GBM(5.0), log_normal_data(60), labels=labels, classes=3).eval()
 
 
@@ -452,7 +493,7 @@ def test_the_solver_is_resolved_and_the_plan_made_once_per_call(
 ) -> None:
     """Over several chunks, by sample and by sample_iter."""
     model, resolved, states = vectors(), list[object](), list[object]()
-    resolve, state = sampling.resolve, GBMPlan.state
+    resolve, state = job.resolve, GBMPlan.state
 
     def remember_resolve(solver: Any, model: ScoreModel) -> Any:
         resolved.append(solver)
@@ -462,7 +503,7 @@ def test_the_solver_is_resolved_and_the_plan_made_once_per_call(
         states.append(self)
         return state(self, *arguments)
 
-    monkeypatch.setattr(sampling, "resolve", remember_resolve)
+    monkeypatch.setattr(job, "resolve", remember_resolve)
     monkeypatch.setattr(GBMPlan, "state", remember_state)
     monkeypatch.setattr(GBMModel, "solvers", {**GBMModel.solvers, "counting": Counting})
     monkeypatch.setattr(GBMModel, "default_solver", Counting())

@@ -52,7 +52,7 @@ def gbm(prediction: str = "denoiser") -> GBMModel:
 
 def rotation(noise: str = "isotropic") -> RotationModel:
     torch.manual_seed(0)
-    net = MLP(3, 8, 1, cond_dim=2)
+    net = MLP(3, 8, 1, condition={"log_norm": 1})
     return RotationModel.for_data(net, Rotation(noise=noise), vectors()).eval()
 
 
@@ -240,7 +240,7 @@ def after_a_step(model: ScoreModel, plan: Plan, step: int, steps: int, seed: int
     """
     state, rows = plan.state(model, n), math.ceil(plan.nfe / steps)
     first_nonfinite_step = torch.full((n,), -1, dtype=torch.int32)
-    state.sample_prior(rng.stream(0))
+    state.sample_prior(rng.stream(0), None)
     streams = rng.by_step(rng.stream(seed), plan.nfe)
     for row in range(step * rows, (step + 1) * rows):
         output = torch.zeros_like(state.model_input)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastmsgm import rng
-from fastmsgm.gbm import GBM, GBMModel
+from fastmsgm.gbm import GBM, GBMModel, LogNormalPrior
 from fastmsgm.loop import Loop
 from fastmsgm.model import ScoreModel
 from fastmsgm.nets import MLP
@@ -24,7 +24,7 @@ DATA = log_normal_data(60)
 
 def gbm(prediction: str, classes: int = 0) -> GBMModel:
     process = GBM(5.0 if prediction == "denoiser" else 0.8)
-    net = MLP(3, 8, 1, cond_dim=2 if classes else 1)
+    net = MLP(3, 8, 1, classes=classes)
     labels = torch.arange(60) % classes if classes else None
     return GBMModel.for_data(
         net, process, DATA, prediction=prediction, labels=labels, classes=classes
@@ -32,7 +32,7 @@ def gbm(prediction: str, classes: int = 0) -> GBMModel:
 
 
 def rotation(noise: str) -> RotationModel:
-    return RotationModel.for_data(MLP(3, 8, 1, cond_dim=2), Rotation(noise), DATA)
+    return RotationModel.for_data(MLP(3, 8, 1, condition={"log_norm": 1}), Rotation(noise), DATA)
 
 
 CASES: dict[str, tuple[Callable[[], ScoreModel], str]] = {
@@ -57,27 +57,36 @@ def loop(request: pytest.FixtureRequest) -> Loop:
     torch.manual_seed(0)
     model = build().eval()
     plan = plan_for(model, solver, 5)
-    return Loop(model, plan, plan.state(model, SIZE), compiled=False)
+    return Loop(model, plan, plan.state(model, SIZE), compiled=False, condition=labels(model))
+
+
+def labels(model: ScoreModel, first: int = 0) -> dict[str, Tensor]:
+    return {"label": torch.arange(first, first + SIZE) % model.classes} if model.classes else {}
 
 
 def tensors(loop: Loop) -> Iterator[Tensor]:
     """Yield every tensor that a step reads or writes."""
     yield loop.first_nonfinite_step
     yield loop.streams
+    yield from loop.condition.values()
     for value in vars(loop.state).values():
         parts: Any = value if isinstance(value, (list, tuple)) else (value,)
+        parts = value.values() if isinstance(value, dict) else parts
         yield from (part for part in parts if isinstance(part, Tensor))
 
 
 @torch.no_grad()
 def test_a_state_provides_what_the_loop_needs(loop: Loop) -> None:
     state, model = loop.state, loop.model
-    loop.run(rng.stream(1))
+    loop.run(rng.stream(1), labels(model))
     assert state.size == SIZE
     assert state.model_input.shape == (SIZE, *model.shape)
     assert state.model_input.dtype == model.input_dtype
-    assert len(state.cond) == len(state.flags) == loop.plan.nfe
-    assert all(cond.shape[0] == SIZE and cond.dtype == torch.float32 for cond in state.cond)
+    assert len(state.c_noise) == len(state.flags) == loop.plan.nfe
+    for told in (*state.c_noise, *state.condition.values()):
+        assert told.shape == (SIZE,)
+        assert told.dtype == torch.float32
+    assert set(state.condition) == ({"log_norm"} if model.family == "Rotation" else set())
     assert all(isinstance(flags, tuple) and hash(flags) for flags in state.flags)
     x = state.x(slice(None))
     assert x.shape == (SIZE, *model.shape)
@@ -91,9 +100,9 @@ def test_a_state_provides_what_the_loop_needs(loop: Loop) -> None:
 @torch.no_grad()
 def test_arrays_of_fused_steps_stay_where_they_are(loop: Loop) -> None:
     """A captured CUDA graph replays the addresses of the first chunk."""
-    loop.run(rng.stream(1))
+    loop.run(rng.stream(1), labels(loop.model))
     first = [(x.data_ptr(), x.shape, x.stride()) for x in tensors(loop)]
-    loop.run(rng.stream(1, SIZE))
+    loop.run(rng.stream(1, SIZE), labels(loop.model, SIZE))
     second = [(x.data_ptr(), x.shape, x.stride()) for x in tensors(loop)]
     assert (first == second) == loop.state.fused
 
@@ -101,35 +110,53 @@ def test_arrays_of_fused_steps_stay_where_they_are(loop: Loop) -> None:
 @torch.no_grad()
 def test_conditioning_of_fused_steps_is_aligned(loop: Loop) -> None:
     """Each step's tensors begin at multiples of 16 bytes, as captured graphs want them."""
-    loop.run(rng.stream(1))
+    loop.run(rng.stream(1), labels(loop.model))
     if loop.state.fused:
-        assert all(cond.data_ptr() % 16 == 0 for cond in loop.state.cond)
+        told = (*loop.state.c_noise, *loop.state.condition.values(), *loop.condition.values())
+        assert all(x.data_ptr() % 16 == 0 for x in told)
 
 
 @torch.no_grad()
 def test_a_chunk_leaves_no_trace_in_the_next(loop: Loop) -> None:
     """Also where all its samples were NaN."""
-    loop.run(rng.stream(1))
+    condition = labels(loop.model)
+    loop.run(rng.stream(1), condition)
     expected = loop.state.x(slice(None)).clone()
     forward = loop.model.net.forward
-    loop.model.net.forward = lambda x, c: torch.full_like(x, torch.nan)
-    loop.run(rng.stream(2))
+    loop.model.net.forward = lambda x, c, **_: torch.full_like(x, torch.nan)
+    loop.run(rng.stream(2), condition)
     assert bool((loop.first_nonfinite_step == 0).all())
     loop.model.net.forward = forward
-    loop.run(rng.stream(1))
+    loop.run(rng.stream(1), condition)
     assert torch.equal(loop.state.x(slice(None)), expected)
     assert bool((loop.first_nonfinite_step == -1).all())
 
 
 @torch.no_grad()
-def test_the_conditioning_is_that_of_the_plan() -> None:
-    model = gbm("denoiser", 3)
-    plan = plan_for(model, "dpm++2m", 5)
-    for label, classes in ((None, torch.arange(SIZE) % 3), (2, torch.full((SIZE,), 2))):
-        state = plan.state(model, SIZE, label)
-        state.sample_prior(rng.stream(1, 3))
-        cond = torch.stack(list(state.cond))
-        expected = torch.from_numpy(plan.c_noise).float()[:, None].expand(-1, SIZE)
-        assert torch.equal(cond[:, :, 0], expected)
-        shifted = classes if label is not None else (torch.arange(SIZE) + 3) % 3
-        assert torch.equal(cond[:, :, 1], shifted.float().expand(plan.nfe, SIZE))
+def test_the_noise_levels_are_those_of_the_plan(loop: Loop) -> None:
+    loop.run(rng.stream(1, 3), labels(loop.model))
+    expected = torch.from_numpy(loop.plan.c_noise).float()[:, None].expand(-1, SIZE)
+    assert torch.equal(torch.stack(list(loop.state.c_noise)), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("classes", [torch.arange(SIZE) % 3, torch.full((SIZE,), 2), None])
+def test_the_prior_is_that_of_the_label(classes: Tensor | None) -> None:
+    """Without labels sample i starts from mean i mod 3; the stream begins at sample 4."""
+    means = torch.tensor([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0], [100.0, 200.0, 300.0]])
+    prior, net = LogNormalPrior(means, 0.0), MLP(3, 8, 1)
+    model = GBMModel.for_data(net, GBM(1e-4), DATA, prediction="score", prior=prior)
+    state = plan_for(model, "dale-langevin", 5).state(model, SIZE)
+    state.sample_prior(rng.stream(1, 4), classes)
+    index = (torch.arange(SIZE) + 4) % 3 if classes is None else classes
+    torch.testing.assert_close(state.x(slice(None)), means[index], rtol=2e-3, atol=0)
+
+
+@torch.no_grad()
+def test_the_condition_of_a_rotation_is_the_log_norm_of_the_chunk() -> None:
+    model = rotation("isotropic")
+    state = plan_for(model, "dpm++2m", 5).state(model, SIZE)
+    for first in (0, SIZE):
+        state.sample_prior(rng.stream(1, first), None)
+        norms = model.prior.sample(SIZE, rng.stream(1, first))
+        assert torch.equal(state.condition["log_norm"], model.condition_of(norms)["log_norm"])

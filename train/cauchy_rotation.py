@@ -31,7 +31,7 @@ def main() -> None:
     torch.manual_seed(0)
     prior = fastmsgm.RadialPrior.fit(data, pareto=0.01)
     rotation = fastmsgm.RotationModel.for_data(
-        MLP(4, cond_dim=2), fastmsgm.Rotation(), data, prior=prior
+        MLP(4, condition={"log_norm": 1}), fastmsgm.Rotation(), data, prior=prior
     )
     scale = synthetic.mixing(4).norm(dim=1)[None].float()
     baseline = fastmsgm.VPModel(MLP(4), fastmsgm.VP(), torch.zeros_like(scale), scale)

@@ -116,15 +116,15 @@ def network_output(net: nn.Module, x: Tensor, t: Tensor, mean: float, std: float
     """Return a (n, d) from the direction, t and the standardised log-norm.
 
     Args:
-        net: Module f(x, cond), with cond (n, 2).
+        net: Module net(x, c_noise, log_norm=...), with c_noise and log_norm (n,).
         x: (n, d) states.
         t: (n,) times.
         mean: Of the log-norms.
         std: Of the log-norms.
     """
     norm = x.norm(dim=1, keepdim=True)
-    cond = torch.stack((t, (torch.log(norm[:, 0]) - mean) / std), dim=1)
-    return net(math.sqrt(x.shape[1]) * x / norm, cond)
+    log_norm = (torch.log(norm[:, 0]) - mean) / std
+    return net(math.sqrt(x.shape[1]) * x / norm, t, log_norm=log_norm)
 
 
 def loss(

@@ -48,10 +48,8 @@ class PlainLoop:
         )
         indices = torch.arange(batch, device=device)
         c_noise = torch.from_numpy(plan.c_noise).float().to(device)
-        self.cond = [c.expand(batch) for c in c_noise]
-        if model.classes:
-            labels = (indices % model.classes).float()
-            self.cond = [torch.stack((c, labels), dim=1) for c in self.cond]
+        self.c_noise = [c.expand(batch) for c in c_noise]
+        self.condition = {"label": indices % model.classes} if model.classes else {}
         self.c_in = [
             float(model.preconditioning.coefficients(plan.noise_levels[:1])[0, 3]),
             *plan.table[:, 8].tolist(),
@@ -69,8 +67,9 @@ class PlainLoop:
         y = self.mean + self.std * torch.randn(shape, device=model.device)
         denoised = torch.zeros_like(y)
         model_input = (self.c_in[0] * y).to(model.input_dtype)
-        for cond, row, c_in in zip(self.cond, self.rows, self.c_in[1:], strict=True):
-            y, denoised = self.update(y, model(model_input, cond).float(), denoised, row)
+        for c_noise, row, c_in in zip(self.c_noise, self.rows, self.c_in[1:], strict=True):
+            f = model(model_input, c_noise, **self.condition).float()
+            y, denoised = self.update(y, f, denoised, row)
             torch.mul(y, c_in, out=model_input)
         return model.to_data(torch.exp(y))
 

@@ -55,9 +55,9 @@ class DenoisingLoss:
         x0: Tensor,
         stream: Tensor,
         step: int,
-        labels: Tensor | None = None,
+        **condition: Tensor,
     ) -> Tensor:
-        """Return the loss of a batch; see ``ScoreModel.loss``.
+        """Return (n,) losses of a batch; see ``ScoreModel.default_loss``.
 
         Raises:
             TypeError: The model is not a denoiser of GBM.
@@ -87,9 +87,11 @@ class DenoisingLoss:
             model_input=model_input,
             z=z,
         )
-        f = model(model_input, _cond(preconditioning, x0, s, labels)).float()
+        c_noise = _per_sample(x0, preconditioning.c_noise(s))[:, 0]
+        f = model(model_input, c_noise, **condition).float()
         y0_part, z_part = _broadcast(x0, s / sd * c_in, sd * c_in)
-        return (f - (y0_part * torch.log(x0.abs()) - z_part * z)).square().mean()
+        error = f - (y0_part * torch.log(x0.abs()) - z_part * z)
+        return error.square().flatten(1).mean(1)
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,9 @@ class MDSMLoss:
         x0: Tensor,
         stream: Tensor,
         step: int,
-        labels: Tensor | None = None,
+        **condition: Tensor,
     ) -> Tensor:
-        """Return the loss of a batch; see ``ScoreModel.loss``.
+        """Return (n,) losses of a batch; see ``ScoreModel.default_loss``.
 
         Raises:
             TypeError: The model is not a score network of GBM.
@@ -132,10 +134,11 @@ class MDSMLoss:
             model_input=None,
             z=z,
         )
-        f = model(x_t, _cond(preconditioning, x0, s, labels)).float()
+        c_noise = _per_sample(x0, preconditioning.c_noise(s))[:, 0]
+        f = model(x_t, c_noise, **condition).float()
         q = x_t * f if preconditioning.prediction == "score" else f
         square, std = _broadcast(x0, s**2, s)
-        return (square * (q + 1) + std * z).square().mean()
+        return (square * (q + 1) + std * z).square().flatten(1).mean(1)
 
 
 def _preconditioning(model: ScoreModel) -> GBMPreconditioning:
@@ -143,14 +146,6 @@ def _preconditioning(model: ScoreModel) -> GBMPreconditioning:
     if not isinstance(preconditioning, GBMPreconditioning):
         raise TypeError(f"model must be a GBMModel for this loss, got {type(model).__name__}")
     return preconditioning
-
-
-def _cond(
-    preconditioning: GBMPreconditioning, x0: Tensor, s: Array, labels: Tensor | None
-) -> Tensor:
-    """Return what the network is conditioned on, (n,), or (n, 2) with the class labels."""
-    c_noise = _per_sample(x0, preconditioning.c_noise(s))[:, 0]
-    return c_noise if labels is None else torch.stack((c_noise, labels.to(c_noise)), dim=1)
 
 
 def _per_sample(like: Tensor, *columns: Array) -> Tensor:

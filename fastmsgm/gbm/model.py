@@ -3,7 +3,7 @@
 What the network's raw output means is in ``preconditioning.py``. A denoiser works on the state
 x / scale, with scale the geometric mean of every channel of images, else of every feature; score
 networks see x itself. With ``classes`` the network is class-conditional: it sees the class label
-of each sample beside the noise level.
+of each sample, too.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fastmsgm.checks import check_floating_point, check_int, check_labels, check_offset
+from fastmsgm.checks import check_int, check_labels, check_offset
+from fastmsgm.data.batches import Data
 from fastmsgm.gbm.loss import DenoisingLoss, MDSMLoss
 from fastmsgm.gbm.preconditioning import GBMPreconditioning
-from fastmsgm.gbm.prior import LogNormalPrior, feature_signs
+from fastmsgm.gbm.prior import LogMoments, LogNormalPrior
 from fastmsgm.gbm.process import GBM, check_multiplicative
 from fastmsgm.gbm.solvers import SOLVERS, DaleLangevin, DPMSolverPP2M
 from fastmsgm.model import ScoreModel
@@ -28,9 +29,8 @@ class GBMModel(ScoreModel):
     """A network with a GBM process, its preconditioning and prior; see ``GBMModel.for_data``.
 
     Args:
-        net: Module f(x, cond) -> like x, with cond of shape (n,): the noise level (log(s) / 4 for a
-            denoiser, else the time). With ``classes``, cond is (n, 2), float32: the class label
-            comes last.
+        net: Module net(x, c_noise, **condition) -> like x, with c_noise (n,): log(s) / 4 for a
+            denoiser, else the time. See ``ScoreModel.forward``.
         process: The forward process.
         prior: Where sampling starts, in the units of the process.
         prediction: What f predicts, "denoiser", "hyvarinen" or "score".
@@ -68,17 +68,9 @@ class GBMModel(ScoreModel):
         bounds: tuple[float, float] | None = None,
         precision: str = "fp32",
     ) -> None:
-        super().__init__(net, offset, bounds, precision)
+        super().__init__(net, classes, offset, bounds, precision)
         self.preconditioning = GBMPreconditioning(process, prediction, log_std)
         _check_prior(prior, scale, self.preconditioning.denoiser)
-        self.classes = check_int("classes", classes, 0)
-        config = getattr(net, "config", {})
-        known = config.get("classes", classes) if isinstance(config, dict) else classes
-        if known != classes:
-            raise ValueError(
-                f"classes must be the network's, {known}, got {classes}: build the network with "
-                f"classes={classes}, or give the model classes={known}"
-            )
         if classes and len(prior.means) not in (1, classes):
             raise ValueError(
                 f"classes must match the prior, which has {len(prior.means)} means; got {classes}: "
@@ -94,11 +86,11 @@ class GBMModel(ScoreModel):
         cls,
         net: nn.Module,
         process: GBM,
-        data: Tensor,
+        data: Data,
         *,
         prior: LogNormalPrior | None = None,
         prediction: str = "denoiser",
-        labels: Tensor | None = None,
+        labels: Tensor | bool | None = None,
         classes: int = 0,
         offset: float = 0.0,
         bounds: tuple[float, float] | None = None,
@@ -107,14 +99,16 @@ class GBMModel(ScoreModel):
         """Build a model whose prior and scale are fitted to data.
 
         Args:
-            net: Module f(x, cond) -> like x, with cond of shape (n,), or (n, 2) with ``classes``.
+            net: Module net(x, c_noise, **condition) -> like x; see ``ScoreModel.forward``.
             process: The forward process.
-            data: (n, ...) floating point, in the data's own range.
+            data: A tensor (n, ...) of floating point in the data's own range, or of uint8 images,
+                which are divided by 255; a data set or a loader, whose items are x, (x, label) or
+                (x, {name: value}). It is read once, in small blocks.
             prior: None fits one: for a denoiser the log-mean of every feature, else the paper's
                 one log-mean per channel; with ``labels`` the paper's class-average start.
             prediction: What f predicts, "denoiser", "hyvarinen" or "score".
-            labels: (n,) class labels. With them, samples start from the class means, and every
-                class is sampled equally often.
+            labels: (n,) class labels, or True for those of the items of a data set. With them,
+                samples start from the class means, and every class is sampled equally often.
             classes: Number of classes that the network is conditioned on (``UNet(classes=...)``);
                 ``fit`` then needs labels.
             offset: Number added to the data before the process sees them.
@@ -125,9 +119,9 @@ class GBMModel(ScoreModel):
             An untrained model.
 
         Raises:
-            TypeError: data is not a tensor of floating point, or an argument of the class.
-            ValueError: data with zeros after the offset, NaN, or features of both signs; or an
-                argument of the class.
+            TypeError: data or labels of the wrong type, or an argument of the class.
+            ValueError: data with zeros after the offset, NaN, or features of both signs; labels
+                that do not fit; or an argument of the class.
 
         Example:
             >>> data = torch.exp(torch.randn(100, 3, generator=torch.Generator().manual_seed(0)))
@@ -135,7 +129,6 @@ class GBMModel(ScoreModel):
             >>> model.prediction, model.shape
             ('denoiser', (3,))
         """
-        check_floating_point("data", data)
         check_offset(offset)
         classes = check_int("classes", classes, 0)
         if prior is not None and labels is not None:
@@ -143,25 +136,24 @@ class GBMModel(ScoreModel):
                 "prior and labels must not be given together, since labels fit a prior: leave one "
                 "out, or give prior=LogNormalPrior.class_average(...)"
             )
-        x0 = data + offset
-        check_multiplicative("data", x0)
+        moments = LogMoments(data, labels, offset=offset)
+        per_channel = moments.per_channel()
         if prediction == "denoiser":
-            fitted = LogNormalPrior.per_feature(x0)
-            scale = LogNormalPrior.per_channel(x0).means if x0.ndim == 4 else fitted.means
+            fitted = moments.per_feature()
+            scale = per_channel.means if fitted.means.ndim == 4 else fitted.means
         else:
-            fitted = LogNormalPrior.per_channel(x0)
-            scale = torch.ones_like(feature_signs(x0))
+            fitted, scale = per_channel, torch.ones_like(per_channel.means)
         if labels is not None:
-            check_labels(labels, len(x0), classes if classes > 0 else None)
-            fitted = LogNormalPrior.class_average(x0, labels)
-        log_std = float(torch.log((x0 / scale).abs()).double().std())
+            found = moments.classes.labels
+            check_labels(found, len(found), classes if classes > 0 else None)
+            fitted = moments.class_average()
         return cls(
             net,
             process,
             fitted if prior is None else prior,
             prediction=prediction,
             scale=scale,
-            log_std=log_std,
+            log_std=moments.log_std(scale),
             classes=classes,
             offset=offset,
             bounds=bounds,
@@ -207,9 +199,9 @@ class GBMModel(ScoreModel):
         # A denoiser is fed in its own precision, a score network with the state.
         return self.network_dtype if self.preconditioning.denoiser else torch.float32
 
-    def loss(self, x0: Tensor, stream: Tensor, step: int, labels: Tensor | None = None) -> Tensor:
-        loss = DenoisingLoss() if self.preconditioning.denoiser else MDSMLoss()
-        return loss(self, x0, stream, step, labels)
+    @property
+    def default_loss(self) -> DenoisingLoss | MDSMLoss:
+        return DenoisingLoss() if self.preconditioning.denoiser else MDSMLoss()
 
     def to_state(self, data: Tensor) -> Tensor:
         return ((data + self.offset) / self.scale).contiguous()

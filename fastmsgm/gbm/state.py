@@ -13,7 +13,7 @@ from fastmsgm.gbm.preconditioning import GBMPreconditioning
 from fastmsgm.gbm.prior import LogNormalPrior
 from fastmsgm.model import ScoreModel
 from fastmsgm.solver import Plan
-from fastmsgm.state import SamplerState
+from fastmsgm.state import SamplerState, c_noise_by_step
 
 
 class GBMStepFlags(NamedTuple):
@@ -44,9 +44,9 @@ class GBMPlan(Plan):
     multistep: bool
     flags: GBMStepFlags
 
-    def state(self, model: Any, size: int, label: int | None = None) -> GBMState:
+    def state(self, model: Any, size: int) -> GBMState:
         means = (model.prior.means / model.scale).contiguous()
-        return GBMState(self, model, LogNormalPrior(means, model.prior.variance), size, label)
+        return GBMState(self, model, LogNormalPrior(means, model.prior.variance), size)
 
 
 class GBMState(SamplerState):
@@ -54,25 +54,17 @@ class GBMState(SamplerState):
 
     Args:
         plan: What it follows.
-        model: Gives shape, device, dtype and number of classes.
+        model: Gives shape, device and dtype.
         prior: In the units of the state.
         size: Number of samples.
-        label: The class of all samples; None takes the classes in turn.
     """
 
-    def __init__(
-        self,
-        plan: GBMPlan,
-        model: ScoreModel,
-        prior: LogNormalPrior,
-        size: int,
-        label: int | None,
-    ) -> None:
+    def __init__(self, plan: GBMPlan, model: ScoreModel, prior: LogNormalPrior, size: int) -> None:
         device = model.device
-        self.size, self.label, self.classes, self.means = size, label, model.classes, prior.means
+        self.size, self.means, self.condition = size, prior.means, {}
         self.flags = [plan.flags] * plan.nfe
         self.table = torch.from_numpy(plan.table).to(device, torch.float32)
-        self.class_cond, self.cond = self._allocate_cond(plan, device)
+        self.c_noise = c_noise_by_step(plan.c_noise, size, device)
         first = plan.noise_levels[:1]
         shift = float(plan.preconditioning.shift(first)[0])
         c_in = plan.preconditioning.coefficients(first)[0, 3]
@@ -87,27 +79,12 @@ class GBMState(SamplerState):
         self.model_input = self._x if self.log_input is None else self.log_input
         self.prev_denoised = torch.zeros_like(self._x) if plan.multistep else None
 
-    def _allocate_cond(
-        self, plan: GBMPlan, device: torch.device
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the conditioning of all steps, and its views step by step."""
-        # Unlabelled rows start at multiples of 16 bytes, which compiled code expects.
-        cond = torch.zeros(plan.nfe, 4, device=device)[:, :1]
-        cond.copy_(torch.from_numpy(plan.c_noise)[:, None])
-        cond = cond.expand(-1, self.size)
-        if self.classes:
-            cond = torch.stack((cond, torch.zeros_like(cond)), dim=2)
-        return cond, cond.unbind(0)
-
-    def sample_prior(self, stream: Tensor) -> None:
+    def sample_prior(self, stream: Tensor, label: Tensor | None) -> None:
         if self.prev_denoised is not None:
             self.prev_denoised.zero_()  # NaN of an earlier chunk would survive a factor of 0
-        samples = stream[1] + torch.arange(self.size, device=self._x.device)
-        if self.label is not None:
-            samples = torch.full_like(samples, self.label)
-        means = self.means[samples % len(self.means)]
-        if self.classes:
-            self.class_cond[:, :, 1] = samples % self.classes
+        if label is None:
+            label = stream[1] + torch.arange(self.size, device=self._x.device)
+        means = self.means[label % len(self.means)]
         ops.gbm_perturb_(
             means,
             self.prior_coefficients,

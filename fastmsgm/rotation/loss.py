@@ -30,9 +30,9 @@ class SphericalDenoisingLoss:
         x0: Tensor,
         stream: Tensor,
         step: int,
-        labels: Tensor | None = None,
+        **condition: Tensor,
     ) -> Tensor:
-        """Return the loss of a batch; see ``ScoreModel.loss``. Labels are ignored.
+        """Return (n,) losses of a batch; see ``ScoreModel.default_loss``.
 
         Raises:
             TypeError: The model is not a rotation of isotropic noise.
@@ -62,7 +62,8 @@ class SphericalDenoisingLoss:
             target=target,
             scale=math.sqrt(preconditioning.d) / sigma(B),
         )
-        cond = model.cond(preconditioning.c_noise(B), x0.flatten(1).norm(dim=1))
-        f = model(model_input, cond).float().flatten(1)
+        c_noise = torch.from_numpy(preconditioning.c_noise(B)).to(x0.device, torch.float32)
+        condition |= model.condition_of(x0.flatten(1).norm(dim=1))
+        f = model(model_input, c_noise, **condition).float().flatten(1)
         u_t, target = u_t.flatten(1), target.flatten(1)
-        return (f - (f * u_t).sum(1, keepdim=True) * u_t - target).square().mean()
+        return (f - (f * u_t).sum(1, keepdim=True) * u_t - target).square().mean(1)

@@ -1,26 +1,27 @@
 """RotationModel: a score network for norm-preserving diffusion.
 
-It is conditioned on two numbers, the noise level as (log B + 3) / 3 and the standardised log-norm;
-``preconditioning.py`` says what it sees and what its output means. Norms are never noised: samples
-take theirs from the prior.
+The network is called as net(x, c_noise, log_norm=...), with c_noise = (log B + 3) / 3 and the
+standardised log-norm, both (n,); ``preconditioning.py`` says what x and its output mean. Norms are
+never noised: samples take theirs from the prior, whatever their class or condition.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from fastmsgm.checks import check_floating_point, check_int, check_offset
+from fastmsgm.checks import check_int, check_offset
+from fastmsgm.data.batches import Data
 from fastmsgm.rotation import ring, spherical
 from fastmsgm.rotation.loss import SphericalDenoisingLoss
 from fastmsgm.rotation.preconditioning import RotationPreconditioning
-from fastmsgm.rotation.prior import RadialPrior
+from fastmsgm.rotation.prior import LogNorms, RadialPrior
 from fastmsgm.rotation.process import Rotation, check_dense, check_directions
 from fastmsgm.sde import runge_kutta
 from fastmsgm.sde.model import SDEModel
@@ -37,13 +38,15 @@ class RotationModel(SDEModel):
     """A network with a rotation process, its preconditioning and prior; see ``for_data``.
 
     Args:
-        net: Module f(x, cond) -> like x, with cond of shape (n, 2): noise level and log-norm.
+        net: Module net(x, c_noise, log_norm=..., **condition) -> like x, with c_noise and log_norm
+            of shape (n,); see ``ScoreModel.forward``.
         process: The forward process.
         prior: The distribution of the norms.
         shape: Shape of one sample.
         objective: What trains it: "dsm", denoising score matching with the heat kernel of the
             sphere (isotropic noise), or "ssm", the paper's sliced score matching.
         probes: Probes of sliced score matching: "rademacher", "gaussian" or "sphere".
+        classes: Number of classes of labelled data, 0 for none.
         offset: Added to the data before the process sees them, and removed from samples.
         bounds: The data's own range, to which samples are clamped, or None.
         precision: "fp32", "bf16" or "fp16", what the network computes in. The state is float32.
@@ -68,11 +71,12 @@ class RotationModel(SDEModel):
         shape: tuple[int, ...],
         objective: str,
         probes: str = "rademacher",
+        classes: int = 0,
         offset: float = 0.0,
         bounds: tuple[float, float] | None = None,
         precision: str = "fp32",
     ) -> None:
-        super().__init__(net, offset, bounds, precision)
+        super().__init__(net, classes, offset, bounds, precision)
         if not isinstance(prior, RadialPrior):
             raise TypeError(
                 f"prior must be a RadialPrior, got {type(prior).__name__}: use RadialPrior.fit"
@@ -113,11 +117,13 @@ class RotationModel(SDEModel):
         cls,
         net: nn.Module,
         process: Rotation,
-        data: Tensor,
+        data: Data,
         *,
         prior: RadialPrior | None = None,
+        pareto: float = 0.0,
         objective: str | None = None,
         probes: str = "rademacher",
+        classes: int = 0,
         offset: float = 0.0,
         bounds: tuple[float, float] | None = None,
         precision: str = "fp32",
@@ -125,12 +131,19 @@ class RotationModel(SDEModel):
         """Build a model whose prior is fitted to data.
 
         Args:
-            net: Module f(x, cond) -> like x, with cond of shape (n, 2).
+            net: Module net(x, c_noise, log_norm=..., **condition) -> like x; see
+                ``ScoreModel.forward``.
             process: The forward process.
-            data: (n, ...) floating point, in the data's own range.
+            data: A tensor (n, ...) of floating point in the data's own range, or of uint8 images,
+                which are divided by 255; a data set or a loader, whose items are x, (x, label) or
+                (x, {name: value}). It is read once, in small blocks.
             prior: None is the eCDF of the data's norms (``RadialPrior.fit``).
+            pareto: Share of the largest norms that a Pareto tail replaces, in [0, 0.5], where no
+                prior is given; 0.01 is a usual choice for heavy tails.
             objective: None is "dsm" for isotropic noise, else "ssm".
             probes: Probes of sliced score matching, "rademacher", "gaussian" or "sphere".
+            classes: Number of classes that the network is conditioned on (``UNet(classes=...)``);
+                ``fit`` then needs labels.
             offset: Number added to the data before the process sees them.
             bounds: Range of the data, to which samples are clamped, or None.
             precision: What the network computes in, "fp32", "bf16" or "fp16".
@@ -139,13 +152,14 @@ class RotationModel(SDEModel):
             An untrained model.
 
         Raises:
-            TypeError: data is not a tensor of floating point, or an argument of the class.
-            ValueError: data without directions (zero vectors after the offset, NaN), or an
-                argument of the class.
+            TypeError: data of the wrong type, or an argument of the class.
+            ValueError: data without directions (zero vectors after the offset, NaN), pareto out of
+                range or beside a prior, or an argument of the class.
 
         Example:
             >>> data = synthetic.correlated_cauchy(1000, d=4)
-            >>> model = RotationModel.for_data(nets.MLP(4, cond_dim=2), Rotation(), data)
+            >>> net = nets.MLP(4, condition={"log_norm": 1})
+            >>> model = RotationModel.for_data(net, Rotation(), data)
             >>> model.objective, model.shape
             ('dsm', (4,))
         """
@@ -153,19 +167,23 @@ class RotationModel(SDEModel):
             raise TypeError(
                 f"process must be a Rotation, got {type(process).__name__}: give Rotation()"
             )
-        check_floating_point("data", data)
         check_offset(offset)
-        x0 = data + offset
-        check_directions("data", x0)
+        if prior is not None and pareto:
+            raise ValueError(
+                f"pareto must be 0 beside a prior, which has a tail of its own, got {pareto!r}: "
+                "leave one out"
+            )
+        norms = LogNorms(data, offset=offset)
         return cls(
             net,
             process,
-            RadialPrior.fit(x0) if prior is None else prior,
-            shape=tuple(data.shape[1:]),
+            norms.prior(pareto=pareto) if prior is None else prior,
+            shape=norms.shape,
             objective=("dsm" if process.noise == "isotropic" else "ssm")
             if objective is None
             else objective,
             probes=probes,
+            classes=classes,
             offset=offset,
             bounds=bounds,
             precision=precision,
@@ -204,15 +222,13 @@ class RotationModel(SDEModel):
     def shape(self) -> tuple[int, ...]:
         return self._shape
 
-    def loss(self, x0: Tensor, stream: Tensor, step: int, labels: Tensor | None = None) -> Tensor:
-        loss = SphericalDenoisingLoss() if self.objective == "dsm" else self.sliced
-        return loss(self, x0, stream, step)
+    @property
+    def default_loss(self) -> Callable[..., Tensor]:
+        return SphericalDenoisingLoss() if self.objective == "dsm" else self.sliced
 
-    def cond(self, c_noise: Array, norms: Tensor) -> Tensor:
-        """Return (n, 2) float32: the noise level and the standardised log-norm."""
-        noise_level = torch.from_numpy(c_noise).to(norms.device, torch.float32).expand(len(norms))
-        log_norm = (torch.log(norms) - self._log_norm_mean) / self._log_norm_std
-        return torch.stack((noise_level, log_norm), dim=1)
+    def condition_of(self, norms: Tensor) -> dict[str, Tensor]:
+        """Return the standardised log-norm, (n,) float32, as "log_norm"."""
+        return {"log_norm": (torch.log(norms) - self._log_norm_mean) / self._log_norm_std}
 
     def perturb_state(self, x0: Tensor, B: Array, stream: Tensor, step: int) -> Tensor:
         """Sample the direction of x_t given x0 (n, d): one shot for isotropic noise."""
@@ -231,6 +247,7 @@ class RotationModel(SDEModel):
             "prior": {"bandwidth": self.bandwidth, "tail": self.tail},
             "objective": self.objective,
             "probes": self.sliced.probes,
+            "classes": self.classes,
             "offset": self.offset,
             "bounds": self.bounds,
             "shape": self.shape,
@@ -248,6 +265,7 @@ class RotationModel(SDEModel):
             shape=tuple(config["shape"]),
             objective=config["objective"],
             probes=config["probes"],
+            classes=config.get("classes", 0),
             offset=config["offset"],
             bounds=config["bounds"] and tuple(config["bounds"]),
             precision=config["precision"],

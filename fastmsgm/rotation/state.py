@@ -14,7 +14,7 @@ from torch import Tensor
 from fastmsgm import ops, rng
 from fastmsgm.sde.model import SDEModel
 from fastmsgm.solver import Plan
-from fastmsgm.state import SamplerState
+from fastmsgm.state import SamplerState, c_noise_by_step
 
 
 class SphericalStepFlags(NamedTuple):
@@ -57,7 +57,7 @@ class SphericalPlan(Plan):
     keeps_previous: bool
     angles: Tensor | None = None
 
-    def state(self, model: Any, size: int, label: int | None = None) -> SphericalState:
+    def state(self, model: Any, size: int) -> SphericalState:
         return SphericalState(self, model, size)
 
 
@@ -75,7 +75,7 @@ class RingPlan(Plan):
     c_in: float
     flags: tuple[RingStepFlags, ...]
 
-    def state(self, model: Any, size: int, label: int | None = None) -> RingState:
+    def state(self, model: Any, size: int) -> RingState:
         return RingState(self, model, size)
 
 
@@ -93,17 +93,19 @@ class DirectionState(SamplerState):
         self, plan: SphericalPlan | RingPlan, model: SDEModel, size: int, has_memory: bool
     ) -> None:
         device, shape = model.device, (size, *model.shape)
-        self.size, self.c_noise, self.c_in, self.flags = size, plan.c_noise, plan.c_in, plan.flags
-        self.prior, self.cond_of = model.prior, model.cond
+        self.size, self.c_in, self.flags = size, plan.c_in, plan.flags
+        self.prior, self.condition_of = model.prior, model.condition_of
+        self.c_noise = c_noise_by_step(plan.c_noise, size, device)
         self.table = torch.from_numpy(plan.table).to(device, torch.float32)
         self.u = torch.empty(shape, dtype=torch.float32, device=device)
         self.model_input = torch.empty_like(self.u, dtype=model.input_dtype)
         self.memory = torch.zeros_like(self.u) if has_memory else None
         norms_shape = (size, *[1] * len(model.shape))
         self.norms = torch.empty(norms_shape, dtype=torch.float32, device=device)
-        self.cond = torch.empty((plan.nfe, size, 2), dtype=torch.float32, device=device).unbind(0)
+        ones = torch.ones(size, dtype=torch.float32, device=device)
+        self.condition = {k: torch.empty_like(v) for k, v in model.condition_of(ones).items()}
 
-    def sample_prior(self, stream: Tensor) -> None:
+    def sample_prior(self, stream: Tensor, label: Tensor | None) -> None:
         ops.fill_normal_(self.u, stream, rng.Purpose.PRIOR, 0)
         lengths = self.u.flatten(1).norm(dim=1).view_as(self.norms)
         self.u /= lengths
@@ -112,8 +114,8 @@ class DirectionState(SamplerState):
         self.norms.copy_(norms.view_as(self.norms))
         if self.memory is not None:
             self.memory.zero_()  # NaN of an earlier chunk would survive a factor of 0
-        for cond, c_noise in zip(self.cond, self.c_noise, strict=True):
-            cond.copy_(self.cond_of(c_noise[None], norms))
+        for name, value in self.condition_of(norms).items():
+            self.condition[name].copy_(value)
 
     def x(self, samples: slice) -> Tensor:
         return self.u[samples] * self.norms[samples]

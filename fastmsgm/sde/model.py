@@ -93,17 +93,16 @@ class SDEModel(ScoreModel):
     def prior(self) -> NormPrior:
         """The distribution of the norms that multiply samples; ones where x has its own."""
 
-    @abstractmethod
-    def cond(self, c_noise: Array, norms: Tensor) -> Tensor:
-        """Return what the network is conditioned on.
+    def condition_of(self, norms: Tensor) -> dict[str, Tensor]:
+        """Return what the family conditions the network on, by name: nothing, unless overridden.
 
         Args:
-            c_noise: (n,), or (1,) for all samples.
             norms: (n,) norms of the samples.
 
         Returns:
-            (n,) or (n, numbers) float32, on the device of the norms.
+            (n,) float32 each, on the device of the norms.
         """
+        return {}
 
     @abstractmethod
     def perturb_state(self, x0: Tensor, B: Array, stream: Tensor, step: int) -> Tensor:

@@ -14,7 +14,7 @@ probability-flow ODE, 1 the reverse SDE.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -27,7 +27,7 @@ from fastmsgm.checks import check_eta, check_int
 from fastmsgm.sde.beta_schedule import TIME_MIN
 from fastmsgm.sde.model import SDEModel, SDEPreconditioning
 from fastmsgm.solver import Plan, Solver
-from fastmsgm.state import SamplerState
+from fastmsgm.state import SamplerState, c_noise_by_step
 
 
 class RungeKuttaStepFlags(NamedTuple):
@@ -59,7 +59,7 @@ class RungeKuttaPlan(Plan):
     eta: float
     ito: bool
 
-    def state(self, model: Any, size: int, label: int | None = None) -> RungeKuttaState:
+    def state(self, model: Any, size: int) -> RungeKuttaState:
         return RungeKuttaState(self, model, size)
 
 
@@ -72,20 +72,21 @@ class RungeKuttaState(SamplerState):
         device, d = model.device, math.prod(model.shape)
         self.plan, self.size, self.preconditioning = plan, size, plan.preconditioning
         self.process, self.prior = plan.preconditioning.process, model.prior
-        self.cond_of = model.cond
+        self.condition_of = model.condition_of
         self.flags = [RungeKuttaStepFlags(row) for row in range(plan.nfe)]
         self._x = torch.empty((size, d), dtype=torch.float32, device=device)
         self.model_input = torch.empty((size, *model.shape), dtype=model.input_dtype, device=device)
         self.norms = torch.ones(size, dtype=torch.float32, device=device)
-        self.cond: Sequence[Tensor] = []
+        self.c_noise = c_noise_by_step(plan.c_noise, size, device)
+        self.condition = model.condition_of(self.norms)
         self.step_start = self.noise = self.total = torch.zeros_like(self._x)
 
-    def sample_prior(self, stream: Tensor) -> None:
+    def sample_prior(self, stream: Tensor, label: Tensor | None) -> None:
         ops.fill_normal_(self._x, stream, rng.Purpose.PRIOR, 0)
         self._x = self.process.project(self._x)
         self.norms = self.prior.sample(self.size, stream)
         self._feed()
-        self.cond = [self.cond_of(c_noise[None], self.norms) for c_noise in self.plan.c_noise]
+        self.condition = self.condition_of(self.norms)
 
     def step(
         self,

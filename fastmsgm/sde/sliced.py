@@ -45,9 +45,9 @@ class SlicedScoreMatching:
         x0: Tensor,
         stream: Tensor,
         step: int,
-        labels: Tensor | None = None,
+        **condition: Tensor,
     ) -> Tensor:
-        """Return the loss of a batch; see ``ScoreModel.loss``. Labels are ignored.
+        """Return (n,) losses of a batch; see ``ScoreModel.default_loss``.
 
         Raises:
             TypeError: The model's process is not an SDE in R^d.
@@ -66,15 +66,17 @@ class SlicedScoreMatching:
         beta = torch.from_numpy(process.beta(times)).to(x0.device, torch.float32)
         noise = stream.to(x0.device)
         v, training = self._probes(n, d, noise, step), torch.is_grad_enabled()
-        cond = model.cond(preconditioning.c_noise(B), x0.flatten(1).norm(dim=1))
+        c_noise = torch.from_numpy(preconditioning.c_noise(B)).to(x0.device, torch.float32)
+        condition |= model.condition_of(x0.flatten(1).norm(dim=1))
         with torch.enable_grad():  # the divergence is a derivative in an evaluation too
             x = model.perturb_state(x0.flatten(1), B, noise, step).requires_grad_()
-            f = model((preconditioning.c_in * x).view_as(x0), cond).float().flatten(1)
+            model_input = (preconditioning.c_in * x).view_as(x0)
+            f = model(model_input, c_noise, **condition).float().flatten(1)
             a = process.g_transpose_prod(x, preconditioning.score(f, B))
             (gradient,) = torch.autograd.grad(
                 (process.g_prod(x, a) * v).sum(), x, create_graph=training
             )
-        return (beta * (a.square().sum(1) / 2 + (gradient * v).sum(1))).mean() / d
+        return beta * (a.square().sum(1) / 2 + (gradient * v).sum(1)) / d
 
     def _probes(self, n: int, d: int, stream: Tensor, step: int) -> Tensor:
         """Return (n, d) random vectors of unit covariance."""

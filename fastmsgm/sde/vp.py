@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from fastmsgm import rng
-from fastmsgm.checks import check_eta, check_floating_point
+from fastmsgm.checks import check_eta
+from fastmsgm.data.batches import Data, one_pass
+from fastmsgm.data.moments import Moments
 from fastmsgm.sde.beta_schedule import LinearBetaSchedule, alpha, sigma
 from fastmsgm.sde.model import SDEModel, SDEPreconditioning
 from fastmsgm.sde.runge_kutta import SOLVERS, StratonovichRK4
@@ -80,10 +82,11 @@ class VPModel(SDEModel):
     """A score network of the variance-preserving process. ``VPModel.for_data`` builds one.
 
     Args:
-        net: Module f(x, cond) -> like x, with cond of shape (n,).
+        net: Module net(x, c_noise, **condition) -> like x; see ``ScoreModel.forward``.
         process: The forward process.
         mean: (1, ...) of the data; the process sees (data - mean) / scale.
         scale: (1, ...) standard deviation of the data.
+        classes: Number of classes of labelled data, 0 for none.
         precision: See ``ScoreModel``.
 
     Raises:
@@ -98,9 +101,16 @@ class VPModel(SDEModel):
     scale: Tensor
 
     def __init__(
-        self, net: nn.Module, process: VP, mean: Tensor, scale: Tensor, precision: str = "fp32"
+        self,
+        net: nn.Module,
+        process: VP,
+        mean: Tensor,
+        scale: Tensor,
+        *,
+        classes: int = 0,
+        precision: str = "fp32",
     ) -> None:
-        super().__init__(net, precision=precision)
+        super().__init__(net, classes=classes, precision=precision)
         if not isinstance(process, VP):
             raise TypeError(f"process must be a VP, got {type(process).__name__}: give VP()")
         self.preconditioning = VPPreconditioning(process)
@@ -109,28 +119,39 @@ class VPModel(SDEModel):
 
     @classmethod
     def for_data(
-        cls, net: nn.Module, process: VP, data: Tensor, *, precision: str = "fp32"
+        cls,
+        net: nn.Module,
+        process: VP,
+        data: Data,
+        *,
+        classes: int = 0,
+        precision: str = "fp32",
     ) -> VPModel:
         """Build a model that standardises every feature of the data.
 
         Args:
-            net: Module f(x, cond) -> like x, with cond of shape (n,).
+            net: Module net(x, c_noise, **condition) -> like x; see ``ScoreModel.forward``.
             process: The forward process.
-            data: (n, ...) floating point.
+            data: A tensor (n, ...) of floating point, or of uint8 images, which are divided
+                by 255; a data set or a loader, whose items are x, (x, label) or (x, {name: value}).
+                It is read once, in small blocks.
+            classes: Number of classes that the network is conditioned on.
             precision: See ``ScoreModel``.
 
         Raises:
-            TypeError: data is not a tensor of floating point.
+            TypeError: data of the wrong type.
             ValueError: A feature of infinite or no spread.
         """
-        check_floating_point("data", data)
-        mean, scale = data.mean(0, keepdim=True), data.std(0, correction=0, keepdim=True)
+        moments = Moments()
+        for x, _ in one_pass(data):
+            moments.update(x)
+        mean, scale = moments.mean[None].float(), moments.variance.sqrt()[None].float()
         if not bool((torch.isfinite(scale) & (scale > 0)).all()):
             raise ValueError(
                 "data must be finite and vary in every feature, since each is divided by its "
                 "standard deviation"
             )
-        return cls(net, process, mean, scale, precision)
+        return cls(net, process, mean, scale, classes=classes, precision=precision)
 
     @property
     def process(self) -> VP:
@@ -165,11 +186,9 @@ class VPModel(SDEModel):
     def input_dtype(self) -> torch.dtype:
         return torch.float32
 
-    def loss(self, x0: Tensor, stream: Tensor, step: int, labels: Tensor | None = None) -> Tensor:
-        return SlicedScoreMatching()(self, x0, stream, step)
-
-    def cond(self, c_noise: Array, norms: Tensor) -> Tensor:
-        return torch.from_numpy(c_noise).to(norms.device, torch.float32).expand(len(norms))
+    @property
+    def default_loss(self) -> SlicedScoreMatching:
+        return SlicedScoreMatching()
 
     def perturb_state(self, x0: Tensor, B: Array, stream: Tensor, step: int) -> Tensor:
         signal, noise = (
@@ -192,6 +211,7 @@ class VPModel(SDEModel):
     def config(self) -> dict[str, Any]:
         return {
             "process": {"name": self.family, **asdict(self.process)},
+            "classes": self.classes,
             "shape": self.shape,
         }
 
@@ -200,4 +220,11 @@ class VPModel(SDEModel):
         cls, net: nn.Module, config: dict[str, Any], weights: dict[str, Tensor]
     ) -> VPModel:
         process = VP(**{k: v for k, v in config["process"].items() if k != "name"})
-        return cls(net, process, weights["mean"], weights["scale"], config["precision"])
+        return cls(
+            net,
+            process,
+            weights["mean"],
+            weights["scale"],
+            classes=config.get("classes", 0),
+            precision=config["precision"],
+        )

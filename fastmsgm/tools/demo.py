@@ -46,7 +46,7 @@ def _film(model: fastmsgm.ScoreModel, path: Path, n: int = 4) -> Path:
     noise_levels: list[float] = []
 
     def keep(step: fastmsgm.Step) -> None:
-        frames.append(step.x[:n])
+        frames.append(step.x)
         noise_levels.append(step.noise_level)
 
     for _ in fastmsgm.sample_iter(model, n, progress=False, callback=keep):
@@ -64,8 +64,6 @@ def _heavy_tails(n: int, device: torch.device | str, path: Path) -> Path:
     for name, label in (("cauchy-rotation", "rotation"), ("cauchy-vp", "Gaussian diffusion (VP)")):
         model = fastmsgm.load(name, device)
         nfe = plan_for(model).nfe
-        sets[f"{label}, {nfe} network calls"] = fastmsgm.sample(
-            model, n, batch_size=min(n, 5000)
-        ).cpu()
+        sets[f"{label}, {nfe} network calls"] = fastmsgm.sample(model, n).cpu()
     plots.heavy_tails(sets, path)
     return path

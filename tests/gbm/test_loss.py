@@ -30,7 +30,7 @@ def gradients(model: GBMModel, gain: float, bias: float, batches: int = 60) -> T
     gradients = []
     for step in range(batches):
         states = model.to_state(log_normal_data(500, seed=step))
-        value = model.loss(states, rng.stream(1), step)
+        value = model.default_loss(model, states, rng.stream(1), step).mean()
         gradients.append(torch.cat(torch.autograd.grad(value, (model.net.gain, model.net.bias))))
     return torch.stack(gradients).double()
 
@@ -56,11 +56,11 @@ def test_the_exact_network_is_a_stationary_point(prediction: str, mu: float | No
 def test_the_exact_network_has_the_least_loss(prediction: str) -> None:
     model = exact_model(prediction)
     states, stream = model.to_state(log_normal_data(20000)), rng.stream(2)
-    least = float(model.loss(states, stream, 0))
+    least = float(model.default_loss(model, states, stream, 0).mean())
     for gain, bias in ((1.5, 0.0), (0.5, 0.0), (1.0, 0.2), (1.0, -0.2)):
         model.net.gain.fill_(gain)
         model.net.bias.fill_(bias)
-        assert float(model.loss(states, stream, 0)) > 1.005 * least
+        assert float(model.default_loss(model, states, stream, 0).mean()) > 1.005 * least
 
 
 @torch.no_grad()
@@ -70,7 +70,7 @@ def test_m_dsm_of_the_exact_network_is_the_posterior_variance() -> None:
     s2 = 0.64 * torch.arange(1, 1000, dtype=torch.float64)[:, None] / 1000
     expected = float((VARIANCE * s2 / (VARIANCE + s2)).mean())
     values = torch.stack(
-        [loss(model, log_normal_data(2000, k), rng.stream(3), k) for k in range(20)]
+        [loss(model, log_normal_data(2000, k), rng.stream(3), k).mean() for k in range(20)]
     ).double()
     assert abs(float(values.mean()) - expected) < 4.5 * float(values.std()) / 20**0.5
     assert float(values.std()) / 20**0.5 < 0.01 * expected
@@ -81,7 +81,8 @@ def test_m_dsm_of_the_exact_network_is_the_posterior_variance() -> None:
 def test_score_and_hyvarinen_score_have_one_loss(mu: float | None) -> None:
     states = log_normal_data(500)
     values = [
-        float(exact_model(p, mu=mu).loss(states, rng.stream(4), 5)) for p in ("score", "hyvarinen")
+        float(MDSMLoss()(exact_model(p, mu=mu), states, rng.stream(4), 5).mean())
+        for p in ("score", "hyvarinen")
     ]
     assert values[0] == pytest.approx(values[1], rel=1e-5)
 
@@ -94,7 +95,7 @@ def test_a_network_that_returns_zero_has_unit_loss() -> None:
     torch.nn.init.zeros_(model.net.out.weight)
     torch.nn.init.zeros_(model.net.out.bias)
     states = model.to_state(torch.exp(y + torch.arange(8) / 4))
-    value = DenoisingLoss()(model, states, rng.stream(5), 0).item()
+    value = DenoisingLoss()(model, states, rng.stream(5), 0).mean().item()
     assert value == pytest.approx(1, abs=0.05)
 
 
@@ -171,10 +172,12 @@ def test_noise_levels_of_m_dsm_are_those_of_the_paper() -> None:
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_loss_is_a_function_of_seed_and_step(prediction: str) -> None:
     model, states = exact_model(prediction), log_normal_data(200)
-    first = model.loss(states, rng.stream(8), 3)
-    assert torch.equal(first, model.loss(states, rng.stream(8), 3))
-    assert not torch.equal(first, model.loss(states, rng.stream(9), 3))
-    assert not torch.equal(first, model.loss(states, rng.stream(8), 4))
+    loss = model.default_loss
+    first = loss(model, states, rng.stream(8), 3)
+    assert first.shape == (200,)
+    assert torch.equal(first, loss(model, states, rng.stream(8), 3))
+    assert not torch.isclose(first, loss(model, states, rng.stream(9), 3)).any()
+    assert not torch.isclose(first, loss(model, states, rng.stream(8), 4)).any()
 
 
 @torch.no_grad()
@@ -185,12 +188,12 @@ def test_loss_does_not_depend_on_how_a_batch_is_split(prediction: str) -> None:
     So the losses of two machines average to that of one.
     """
     model, states = exact_model(prediction), log_normal_data(192)
-    whole = float(model.loss(states, rng.stream(10), 3))
+    whole = model.default_loss(model, states, rng.stream(10), 3)
     parts = [
-        float(model.loss(states[i : i + 64].contiguous(), rng.stream(10, i), 3))
+        model.default_loss(model, states[i : i + 64].contiguous(), rng.stream(10, i), 3)
         for i in (0, 64, 128)
     ]
-    assert sum(parts) / 3 == pytest.approx(whole, rel=1e-5)
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-5, atol=1e-6)
 
 
 # ---- errors ----

@@ -47,10 +47,10 @@ class MixtureNet(nn.Module):
         self.betas, self.radial = np.array(betas), radial
         self.tables: dict[float, Splines] = {}
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, **condition: Tensor) -> Tensor:
         d = math.prod(x.shape[1:])
         u = nn.functional.normalize(x.flatten(1).double())
-        c_noise = c[:, 0].double().cpu().numpy()
+        c_noise = c.double().cpu().numpy()
         one_level = bool((c_noise == c_noise[0]).all())
         B = np.exp(3 * (c_noise[:1] if one_level else c_noise) - 3)
         cos = u @ self.means.T
@@ -58,7 +58,7 @@ class MixtureNet(nn.Module):
             [(u - cos[:, i, None] * mean).norm(dim=1) for i, mean in enumerate(self.means)], dim=1
         )
         theta = torch.atan2(sin, cos).numpy()
-        table = self.table(float(c[0, 0]), d) if one_level else None
+        table = self.table(float(c[0]), d) if one_level else None
         log_k, w = table(theta) if table else self.kernels(theta, B[:, None])
         posterior = torch.from_numpy(log_k).softmax(dim=1)
         pull = (posterior * torch.from_numpy(w)) @ self.means
@@ -107,10 +107,10 @@ class TiltedNet(nn.Module):
         drift = process.ito_drift(torch.eye(len(tilt), dtype=torch.float64))
         self.rates, self.axes = torch.linalg.eigh((drift + drift.T) / 2)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, **condition: Tensor) -> Tensor:
         d = math.prod(x.shape[1:])
         u = nn.functional.normalize(x.flatten(1).double())
-        B = torch.exp(3 * c[:, :1].double() - 3)
+        B = torch.exp(3 * c[:, None].double() - 3)
         tilt = (torch.exp(B * self.rates) * (self.tilt @ self.axes)) @ self.axes.T
         score = tilt / (1 + (tilt * u).sum(1, keepdim=True))
         self.seen = (u.detach(), score.detach(), B.detach()[:, 0])
@@ -153,14 +153,14 @@ def heavy_tails(n: int = 200, d: int = 3, seed: int = 0) -> Tensor:
 def vectors(process: Rotation | None = None, d: int = 3, **options: Any) -> RotationModel:
     """Return an untrained model of ``heavy_tails``."""
     torch.manual_seed(0)
-    net = MLP(d, 16, 2, cond_dim=2)
+    net = MLP(d, 16, 2, condition={"log_norm": 1})
     return RotationModel.for_data(net, process or Rotation(), heavy_tails(d=d), **options).eval()
 
 
 def rough_model(process: Rotation | None = None) -> RotationModel:
     """Return a model of three features with a random network, whose samples wander about."""
     torch.manual_seed(0)
-    net = MLP(3, 16, 2, cond_dim=2)
+    net = MLP(3, 16, 2, condition={"log_norm": 1})
     nn.init.normal_(net.out.weight, std=0.5)
     return exact_model(net, 3, process)
 

@@ -42,11 +42,11 @@ def test_a_network_that_returns_zero_has_a_loss_of_about_one(d: int, bound: floa
     """One at small B, d / (d - 1) at large B; a radial output counts as zero."""
     expected = mean_square_of_the_target(d)
     assert 1 < expected < d / (d - 1)
-    for f in (lambda x, c: torch.zeros_like(x), lambda x, c: 2 * x):
+    for f in (lambda x, c, **_: torch.zeros_like(x), lambda x, c, **_: 2 * x):
         model = vectors(d=d)
         model.net.forward = f
-        value = float(SphericalDenoisingLoss()(model, heavy_tails(16_000, d), rng.stream(0), 0))
-        assert value == pytest.approx(expected, abs=bound)
+        losses = SphericalDenoisingLoss()(model, heavy_tails(16_000, d), rng.stream(0), 0)
+        assert losses.mean().item() == pytest.approx(expected, abs=bound)
 
 
 @torch.no_grad()
@@ -55,7 +55,7 @@ def test_the_exact_network_of_one_data_point_has_no_loss(d: int) -> None:
     point = torch.randn(1, d, generator=torch.Generator().manual_seed(0))
     model = exact_model(MixtureNet(point, [0.0]), d)
     x0 = point * torch.linspace(0.1, 10, 2000)[:, None]
-    assert float(SphericalDenoisingLoss()(model, x0, rng.stream(0), 0)) < 1e-6
+    assert float(SphericalDenoisingLoss()(model, x0, rng.stream(0), 0).mean()) < 1e-6
 
 
 @torch.no_grad()
@@ -65,8 +65,8 @@ def test_the_exact_network_has_the_least_loss() -> None:
     model, exact, values = exact_model(net, 3), net.forward, []
     x0, stream = net.sample(40_000), rng.stream(1)
     for gain in (0.5, 1.0, 1.5):
-        model.net.forward = lambda x, c, gain=gain: gain * exact(x, c)
-        values.append(float(SphericalDenoisingLoss()(model, x0, stream, 0)))
+        model.net.forward = lambda x, c, gain=gain, **_: gain * exact(x, c)
+        values.append(float(SphericalDenoisingLoss()(model, x0, stream, 0).mean()))
     low, least, high = values
     assert low > least
     assert high > least
@@ -82,38 +82,40 @@ def test_the_exact_network_has_the_least_loss() -> None:
 )
 def test_the_loss_is_the_same_in_an_evaluation(process: Rotation, objective: str) -> None:
     model, x0 = vectors(process, objective=objective), heavy_tails()
-    learning = model.loss(x0, rng.stream(0), 3)
-    learning.backward()
+    learning = model.default_loss(model, x0, rng.stream(0), 3)
+    assert learning.shape == (200,)
+    learning.mean().backward()
     gradients = [p.grad for p in model.net.parameters() if p.grad is not None]
     assert sum(float(g.abs().sum()) for g in gradients) > 0
     with torch.no_grad():
-        value = model.loss(x0, rng.stream(0), 3)
+        value = model.default_loss(model, x0, rng.stream(0), 3)
     assert not value.requires_grad
-    assert value.item() == pytest.approx(learning.item(), rel=1e-5)
+    torch.testing.assert_close(value, learning.detach(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("objective", ["dsm", "ssm"])
 def test_samples_of_the_global_batch_have_their_own_noise(objective: str) -> None:
     model, x0 = vectors(objective=objective), heavy_tails(8)
-    whole = model.loss(x0, rng.stream(0, 4), 1)
-    halves = [model.loss(x0[i : i + 4], rng.stream(0, 4 + i), 1).item() for i in (0, 4)]
-    assert whole.item() == pytest.approx(sum(halves) / 2, rel=1e-5)
-    assert model.loss(x0, rng.stream(0, 4), 2).item() != pytest.approx(whole.item(), rel=1e-3)
+    loss = model.default_loss
+    whole = loss(model, x0, rng.stream(0, 4), 1)
+    halves = [loss(model, x0[i : i + 4], rng.stream(0, 4 + i), 1) for i in (0, 4)]
+    torch.testing.assert_close(torch.cat(halves), whole, rtol=1e-5, atol=1e-5)
+    assert not torch.isclose(loss(model, x0, rng.stream(0, 4), 2), whole, rtol=1e-3).any()
 
 
 @pytest.mark.parametrize("d", [3, 16])
 def test_the_network_sees_unit_variance(d: int) -> None:
-    model, seen = vectors(d=d), list[tuple[Tensor, Tensor]]()
+    model, seen = vectors(d=d), list[tuple[Tensor, Tensor, Tensor]]()
 
     class Spy(nn.Module):
-        def forward(self, x: Tensor, c: Tensor) -> Tensor:
-            seen.append((x.clone(), c.clone()))
+        def forward(self, x: Tensor, c: Tensor, log_norm: Tensor) -> Tensor:
+            seen.append((x.clone(), c.clone(), log_norm.clone()))
             return torch.zeros_like(x)
 
     model.net = Spy()
-    model.loss(heavy_tails(400, d), rng.stream(0), 0)
-    ((x, c),) = seen
-    assert c.shape == (400, 2)
+    model.default_loss(model, heavy_tails(400, d), rng.stream(0), 0)
+    ((x, c, log_norm),) = seen
+    assert c.shape == log_norm.shape == (400,)
     assert float((x.double().square().mean(1) - 1).abs().max()) < 1e-6
 
 
@@ -142,7 +144,7 @@ def test_spherical_denoising_is_for_isotropic_rotations(model: Any) -> None:
 class Narrow(nn.Module):
     """Returns one feature too few."""
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, log_norm: Tensor) -> Tensor:
         return x[:, :-1]
 
 
@@ -151,11 +153,11 @@ def test_a_network_whose_output_has_another_shape(process: Rotation) -> None:
     model = RotationModel.for_data(Narrow(), process, heavy_tails())
     message = r"net must return its input's shape \(200, 3\), got \(200, 2\)"
     with pytest.raises(ValueError, match=message):
-        model.loss(heavy_tails(), rng.stream(0), 0)
+        model.default_loss(model, heavy_tails(), rng.stream(0), 0)
 
 
 def test_a_network_without_a_place_for_the_norm() -> None:
     model = RotationModel.for_data(MLP(3), Rotation(), heavy_tails())
-    message = r"built for 1 conditioning numbers a sample, got 2: build it with cond_dim=2"
+    message = r"MLP was built with condition=\{\}, which has no 'log_norm': .*\{'log_norm': 1\}"
     with pytest.raises(ValueError, match=message):
-        model.loss(heavy_tails(), rng.stream(0), 0)
+        model.default_loss(model, heavy_tails(), rng.stream(0), 0)

@@ -21,6 +21,7 @@ from fastmsgm.nets import MLP, UNet
 from fastmsgm.rotation import RadialPrior, Rotation, RotationModel
 from fastmsgm.rotation.heat_kernel import kappa, rho
 from fastmsgm.rotation.preconditioning import B_MIN, RotationPreconditioning
+from fastmsgm.sampling import plan_for
 from tests.rotation.exact import TiltedNet, exact_model, heavy_tails, unit, vectors
 
 # Many small operations: a second thread costs more than it gives.
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def images(**options: Any) -> RotationModel:
     torch.manual_seed(0)
-    net = UNet(1, 16, 32, 1, 2, cond_dim=2)
+    net = UNet(1, 16, 32, 1, 2, condition={"log_norm": 1})
     nn.init.normal_(net.out.weight, std=0.05)
     data = torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     return RotationModel.for_data(net, Rotation(), data, **{"offset": -0.5, **options}).eval()
@@ -39,22 +40,57 @@ def sampled(model: ScoreModel | str, n: int, **options: Any) -> Tensor:
     return sample(model, n, **{"progress": False, "batch_size": 64, **options})
 
 
+def log_norm(model: RotationModel, norms: Tensor) -> Tensor:
+    return model.condition_of(norms)["log_norm"]
+
+
 # ---- what the network sees, and what its output means ----
 
 
 def test_the_conditioning_is_the_noise_level_and_the_standardised_log_norm() -> None:
     x, B = heavy_tails(500), np.geomspace(1e-4, 10, 500)
-    model, norms = RotationModel.for_data(MLP(3, cond_dim=2), Rotation(), x), x.norm(dim=1)
-    c_noise = model.preconditioning.c_noise(B)
-    assert c_noise == pytest.approx((np.log(B) + 3) / 3)
-    cond = model.cond(c_noise, norms)
-    assert cond.dtype == torch.float32
-    assert cond[:, 0].numpy() == pytest.approx(c_noise, rel=1e-5)
-    assert float(cond[:, 1].mean()) == pytest.approx(0, abs=1e-5)
-    assert float(cond[:, 1].std(correction=0)) == pytest.approx(1, abs=1e-5)
-    one = model.cond(model.preconditioning.c_noise(np.array([2.0])), norms)
-    assert one[:, 0].unique().tolist() == pytest.approx([(math.log(2) + 3) / 3])
-    assert torch.equal(one[:, 1], cond[:, 1])
+    model, norms = (
+        RotationModel.for_data(MLP(3, condition={"log_norm": 1}), Rotation(), x),
+        x.norm(dim=1),
+    )
+    assert model.preconditioning.c_noise(B) == pytest.approx((np.log(B) + 3) / 3)
+    condition = model.condition_of(norms)
+    assert list(condition) == ["log_norm"]
+    log_norm = condition["log_norm"]
+    assert log_norm.shape == (500,)
+    assert log_norm.dtype == torch.float32
+    assert float(log_norm.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(log_norm.std(correction=0)) == pytest.approx(1, abs=1e-5)
+    assert torch.equal(model.condition_of(norms[:7])["log_norm"], log_norm[:7])
+
+
+def test_training_and_sampling_tell_the_network_noise_level_and_log_norm() -> None:
+    model = vectors()
+    seen: list[dict[str, Tensor]] = []
+
+    def spy(x: Tensor, c: Tensor, **condition: Tensor) -> Tensor:
+        seen.append({"c_noise": c.clone(), **{k: v.clone() for k, v in condition.items()}})
+        return torch.zeros_like(x)
+
+    model.net.forward = spy
+    samples = sampled(model, 64, steps=3)
+    plan = plan_for(model, steps=3)
+    for called, c_noise in zip(seen, plan.c_noise, strict=True):
+        assert called.keys() == {"c_noise", "log_norm"}
+        assert called["c_noise"].dtype == called["log_norm"].dtype == torch.float32
+        assert called["c_noise"].tolist() == pytest.approx([float(c_noise)] * 64, rel=1e-6)
+        expected = model.condition_of(samples.norm(dim=1))["log_norm"]
+        torch.testing.assert_close(called["log_norm"], expected, rtol=0, atol=1e-5)
+    seen.clear()
+    x = heavy_tails()
+    model.default_loss(model, x, rng.stream(0), 0)
+    (called,) = seen
+    assert called["c_noise"].dtype == torch.float32
+    B = torch.exp(3 * called["c_noise"].double() - 3)
+    assert float(B.min()) > 0.99 * B_MIN
+    assert float(B.max()) < 1.01 * model.process.B_max
+    assert len(B.unique()) == 200
+    assert torch.equal(called["log_norm"], model.condition_of(x.norm(dim=1))["log_norm"])
 
 
 def test_the_denoised_direction_and_the_score_are_one_prediction() -> None:
@@ -71,18 +107,18 @@ def test_the_denoised_direction_and_the_score_are_one_prediction() -> None:
 
 @pytest.mark.parametrize("d", [3, 16])
 def test_the_network_sees_unit_variance_in_every_step(d: int) -> None:
-    model, seen = vectors(d=d), list[tuple[Tensor, Tensor]]()
+    model, seen = vectors(d=d), list[tuple[Tensor, Tensor, Tensor]]()
 
     class Spy(nn.Module):
-        def forward(self, x: Tensor, c: Tensor) -> Tensor:
-            seen.append((x.clone(), c.clone()))
+        def forward(self, x: Tensor, c: Tensor, log_norm: Tensor) -> Tensor:
+            seen.append((x.clone(), c.clone(), log_norm.clone()))
             return torch.zeros_like(x)
 
     model.net = Spy()
     sampled(model, 50, steps=2)
     assert len(seen) == 2
-    for x, c in seen:
-        assert c.shape == (len(x), 2)
+    for x, c, log_norm in seen:
+        assert c.shape == log_norm.shape == (len(x),)
         assert float((x.double().square().mean(1) - 1).abs().max()) < 1e-6
 
 
@@ -117,15 +153,16 @@ def test_a_stopped_run_goes_on_exactly(
     monkeypatch.setattr("fastmsgm.trainer.FLUSH_EVERY", 3)
     monkeypatch.setattr("fastmsgm.trainer.CHECKPOINT_SECONDS", 0.0)
     whole = train(vectors(process, **options), heavy_tails(), out=tmp_path / "whole")
-    original = RotationModel.loss
+    loss = type(vectors(process, **options).default_loss)
+    original = loss.__call__
 
-    def cut(model: RotationModel, x0: Tensor, stream: Tensor, step: int, *rest: Any) -> Tensor:
+    def cut(self: Any, model: Any, x0: Tensor, stream: Tensor, step: int, **more: Any) -> Tensor:
         if step == 7:
             raise OSError("power cut")
-        return original(model, x0, stream, step, *rest)
+        return original(self, model, x0, stream, step, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RotationModel, "loss", cut)
+        patch.setattr(loss, "__call__", cut)
         with pytest.raises(OSError, match="power cut"):
             train(vectors(process, **options), heavy_tails(), out=tmp_path / "cut")
     resumed = train(vectors(process, **options), heavy_tails(), out=tmp_path / "cut")
@@ -143,10 +180,10 @@ def test_fit_learns(process: Rotation, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastmsgm.rotation.model.FORWARD_STEPS", 8)
     x = torch.tensor([1.0, 2.0, -1.0]) * torch.exp(torch.linspace(-1, 1, 300))[:, None]
     torch.manual_seed(0)
-    model = RotationModel.for_data(MLP(3, 32, 2, cond_dim=2), process, x)
-    before = model.loss(x, rng.stream(9), 0).item()
+    model = RotationModel.for_data(MLP(3, 32, 2, condition={"log_norm": 1}), process, x)
+    before = model.default_loss(model, x, rng.stream(9), 0).mean().item()
     train(model, x, steps=100, batch_size=64, lr=5e-3, ema=0.8)
-    after = model.loss(x, rng.stream(9), 0).item()
+    after = model.default_loss(model, x, rng.stream(9), 0).mean().item()
     assert after < (0.5 * before if model.objective == "dsm" else before - 0.1)
 
 
@@ -159,7 +196,7 @@ TAILED = RadialPrior.fit(heavy_tails(), smooth=True, pareto=0.1)
 @pytest.mark.parametrize(
     ("build", "batch_size"),
     [
-        (vectors, None),
+        (vectors, 64),
         (vectors, 32),
         (images, 32),
         (lambda: vectors(Rotation("ring")), 32),
@@ -167,7 +204,7 @@ TAILED = RadialPrior.fit(heavy_tails(), smooth=True, pareto=0.1)
     ],
 )
 def test_a_part_of_the_stream_is_bit_equal(
-    build: Callable[[], RotationModel], batch_size: int | None
+    build: Callable[[], RotationModel], batch_size: int
 ) -> None:
     model = build()
     options: dict[str, Any] = {"seed": 3, "steps": 4, "batch_size": batch_size}
@@ -222,7 +259,8 @@ def test_callbacks_see_state_and_denoised_of_the_samples_norm() -> None:
 def test_a_nonfinite_sample_is_named() -> None:
     model = vectors()
     inner = model.net.forward
-    model.net.forward = lambda x, c: inner(x, c).index_fill(0, torch.tensor([5]), math.nan)
+    spoilt = torch.tensor([5])
+    model.net.forward = lambda x, c, **cond: inner(x, c, **cond).index_fill(0, spoilt, math.nan)
     with pytest.raises(NonFiniteError, match=r"non-finite state at step 0 in 1 samples \(5\)"):
         sampled(model, 20, steps=3)
     assert sampled(model, 5, steps=3).isfinite().all()
@@ -279,11 +317,12 @@ def test_loaded_norms_set_the_conditioning() -> None:
     torch.manual_seed(0)
     small, large = torch.randn(50, 3), 100 * torch.randn(50, 3)
     ours, theirs = (
-        RotationModel.for_data(MLP(3, 8, cond_dim=2), Rotation(), x) for x in (small, large)
+        RotationModel.for_data(MLP(3, 8, condition={"log_norm": 1}), Rotation(), x)
+        for x in (small, large)
     )
     ours.load_state_dict(theirs.state_dict())
-    c_noise, norms = np.ones(50), large.norm(dim=1)
-    assert torch.equal(ours.cond(c_noise, norms), theirs.cond(c_noise, norms))
+    norms = large.norm(dim=1)
+    assert torch.equal(log_norm(ours, norms), log_norm(theirs, norms))
 
 
 # ---- errors ----
@@ -349,7 +388,7 @@ def test_for_data_refuses_options(process: Rotation, options: dict[str, Any], me
 )
 def test_for_data_refuses_data(x: Any, offset: float, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        RotationModel.for_data(MLP(3, cond_dim=2), Rotation(), x, offset=offset)
+        RotationModel.for_data(MLP(3, condition={"log_norm": 1}), Rotation(), x, offset=offset)
 
 
 @pytest.mark.parametrize("process", [GBM(0.8), "isotropic", None])
@@ -362,14 +401,12 @@ def test_another_process_is_refused(process: Any) -> None:
 def test_fit_refuses_data_without_directions_and_of_another_shape() -> None:
     with pytest.raises(ValueError, match="data must have no zero vectors, got 2"):
         train(vectors(), torch.cat((heavy_tails(), torch.zeros(2, 3))))
-    with pytest.raises(
-        ValueError, match=r"data must be float32 of shape \(N, 3\), got torch\.float32 \(200, 4\)"
-    ):
+    with pytest.raises(ValueError, match=r"data must have shape \(N, 3\), got \(N, 4\)"):
         train(vectors(), heavy_tails(d=4))
 
 
 def test_a_dense_tensor_that_is_too_large() -> None:
-    net = MLP(1000, 8, 1, cond_dim=2)
+    net = MLP(1000, 8, 1, condition={"log_norm": 1})
     with pytest.raises(ValueError, match=r"3\.7 GiB for d = 1000"):
         RotationModel.for_data(net, Rotation("dense"), torch.ones(2, 1000))
 
@@ -377,7 +414,7 @@ def test_a_dense_tensor_that_is_too_large() -> None:
 class Narrow(nn.Module):
     """Returns one feature too few."""
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, log_norm: Tensor) -> Tensor:
         return x[:, :-1]
 
 
@@ -390,37 +427,41 @@ def test_a_network_whose_output_has_another_shape(process: Rotation) -> None:
         sampled(model, 5)
 
 
-def test_a_network_for_another_number_of_conditioning_numbers() -> None:
-    message = r"built for {} conditioning numbers a sample, got {}: build it with cond_dim={}"
+def test_a_network_for_other_conditions() -> None:
     model = RotationModel.for_data(MLP(3), Rotation(), heavy_tails())
-    with pytest.raises(ValueError, match=message.format(1, 2, 2)):
+    with pytest.raises(ValueError, match=r"built with condition=\{\}, which has no 'log_norm'"):
         sampled(model, 5)
-    net, data = MLP(3, cond_dim=2), heavy_tails().abs() + 1
-    with pytest.raises(ValueError, match=message.format(2, 1, 1)):
+    net, data = MLP(3, condition={"log_norm": 1}), heavy_tails().abs() + 1
+    message = r"built with condition=\{'log_norm': 1\}, but 'log_norm' is missing"
+    with pytest.raises(ValueError, match=message):
         sample(GBMModel.for_data(net, GBM(5.0), data), 5, progress=False)
 
 
 def test_a_ring_that_ends_early_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     for d, reported in ((4, False), (16, True)):
         caplog.clear()
-        RotationModel.for_data(MLP(d, 8, cond_dim=2), Rotation("ring"), torch.randn(20, d))
+        RotationModel.for_data(
+            MLP(d, 8, condition={"log_norm": 1}), Rotation("ring"), torch.randn(20, d)
+        )
         assert ("raise beta_max" in caplog.text) == reported
 
 
 def test_a_copy_standardises_by_the_norms_that_it_loads() -> None:
     first, second = (
-        RotationModel.for_data(MLP(3, 8, 1, cond_dim=2), Rotation(), scale * torch.randn(50, 3))
+        RotationModel.for_data(
+            MLP(3, 8, 1, condition={"log_norm": 1}), Rotation(), scale * torch.randn(50, 3)
+        )
         for scale in (1.0, 100.0)
     )
     copied = copy.deepcopy(first)
     copied.load_state_dict(second.state_dict())
-    c_noise, norms = np.zeros(1), torch.tensor([5.0])
-    assert torch.equal(copied.cond(c_noise, norms), second.cond(c_noise, norms))
-    assert not torch.equal(first.cond(c_noise, norms), second.cond(c_noise, norms))
+    norms = torch.tensor([5.0])
+    assert torch.equal(log_norm(copied, norms), log_norm(second, norms))
+    assert not torch.equal(log_norm(first, norms), log_norm(second, norms))
 
 
 def test_for_data_refuses_another_process_or_prior() -> None:
-    net, data = MLP(3, 8, 1, cond_dim=2), torch.randn(50, 3)
+    net, data = MLP(3, 8, 1, condition={"log_norm": 1}), torch.randn(50, 3)
     process: Any = GBM(1.0)
     prior: Any = data
     with pytest.raises(TypeError, match=r"process must be a Rotation, got GBM: give Rotation\(\)"):
@@ -433,6 +474,6 @@ def test_numpy_numbers_of_a_prior_are_saved(tmp_path: Path) -> None:
     numbers: dict[str, Any] = {"bandwidth": np.float32(0.5), "tail": np.int64(1)}
     prior, shape = RadialPrior(torch.zeros(3), **numbers), (np.int64(3),)
     options: dict[str, Any] = {"shape": shape, "objective": "dsm"}
-    model = RotationModel(MLP(3, 8, 1, cond_dim=2), Rotation(), prior, **options)
+    model = RotationModel(MLP(3, 8, 1, condition={"log_norm": 1}), Rotation(), prior, **options)
     model.save(tmp_path)
     assert load(tmp_path).shape == (3,)

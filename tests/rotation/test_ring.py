@@ -66,8 +66,8 @@ class QuadraticNet(nn.Module):
         actions = [torch.kron(g, eye) + torch.kron(eye, g) for g in generators]
         self.rate = torch.stack([a @ a for a in actions]).sum(0) / 2
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        d, B = x.shape[1], math.exp(3 * float(c[0, 0]) - 3)
+    def forward(self, x: Tensor, c: Tensor, log_norm: Tensor) -> Tensor:
+        d, B = x.shape[1], math.exp(3 * float(c[0]) - 3)
         u = unit(x)
         q = (torch.linalg.matrix_exp(B * self.rate) @ self.q.flatten()).view(d, d)
         m = self.m * math.exp(-B / 2)
@@ -227,7 +227,7 @@ def test_no_noise_is_left(d: int, solver: Solver) -> None:
 def test_one_step_rotates_by_twice_the_flow(solver: RingSplitting) -> None:
     """At d = 2 both pairs rotate the same way: the angle grows by B s, s the score along it."""
     model, f = exact_model(nn.Identity(), 2, RING), torch.tensor([1.0, -2.0])
-    model.net.forward = lambda x, c: f.expand_as(x)
+    model.net.forward = lambda x, c, **_: f.expand_as(x)
     start = unit(rng.normals(20, 2, rng.stream(0), rng.Purpose.PRIOR, 0))
     B = model.process.B_max
     score = float(rho(B, 2)) / math.sqrt(2) * (start[:, 0] * f[1] - start[:, 1] * f[0])
@@ -258,7 +258,7 @@ def test_plans(solver: RingSplitting, steps: int) -> None:
     assert isinstance(plan, RingPlan)
     assert plan.nfe == len(plan.flags) == (2 * steps - 1 if solver.midpoint else steps)
     forward = model.net.forward
-    model.net.forward = lambda x, c: [calls.append(float(c[0, 0])), forward(x, c)][1]
+    model.net.forward = lambda x, c, **cond: [calls.append(float(c[0])), forward(x, c, **cond)][1]
     sample(model, 5, solver=solver, steps=steps, progress=False)
     assert calls == pytest.approx((np.log(plan.noise_levels) + 3) / 3, abs=1e-6)
     assert plan.noise_levels[0] == pytest.approx(model.process.B_max)
@@ -305,7 +305,8 @@ def by_reference(model: RotationModel, plan: RingPlan, n: int) -> Tensor:
     norms, table = model.prior.sample(n, stream), torch.from_numpy(plan.table)
     step_start, model_input = torch.zeros_like(u), u * preconditioning.c_in
     for row, flags in enumerate(plan.flags):
-        f = model.net(model_input, model.cond(plan.c_noise[row : row + 1], norms))
+        c_noise = torch.full((n,), float(plan.c_noise[row]))
+        f = model.net(model_input, c_noise, **model.condition_of(norms))
         reference.ring_step(
             u, f, table, stream, row, first_nonfinite_step, u, step_start, model_input, *flags
         )
@@ -327,7 +328,7 @@ def test_backends_agree_on_whole_samples(
 
 def images(**options: Any) -> RotationModel:
     torch.manual_seed(0)
-    net = UNet(1, 16, 32, 1, 2, cond_dim=2)
+    net = UNet(1, 16, 32, 1, 2, condition={"log_norm": 1})
     nn.init.normal_(net.out.weight, std=0.05)
     data = torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     return RotationModel.for_data(net, RING, data, **options)
@@ -359,8 +360,8 @@ def test_a_nonfinite_sample_is_named_and_harms_no_other(row: int) -> None:
     for start in (0, 4):
         calls = itertools.count()
 
-        def fail(x: Tensor, c: Tensor, calls: Iterator[int] = calls) -> Tensor:
-            f = forward(x, c)
+        def fail(x: Tensor, c: Tensor, log_norm: Tensor, calls: Iterator[int] = calls) -> Tensor:
+            f = forward(x, c, log_norm=log_norm)
             return f.index_fill(0, torch.tensor([3]), math.nan) if next(calls) == row else f
 
         model.net.forward = fail

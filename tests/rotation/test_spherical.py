@@ -172,7 +172,7 @@ def test_no_noise_is_left(point: RotationModel, solver: str | Solver) -> None:
 def test_one_step_gives_the_denoised_direction(solver: str) -> None:
     """u' = D / |D| with D = alpha u + sigma n, u the direction sampled from the prior."""
     model, f = exact_model(nn.Identity(), 5), torch.tensor([1.0, -2.0, 0.5, 3.0, 0.0])
-    model.net.forward = lambda x, c: f.expand_as(x)
+    model.net.forward = lambda x, c, **_: f.expand_as(x)
     start = unit(rng.normals(20, 5, rng.stream(0), rng.Purpose.PRIOR, 0))
     alpha, sigma, _ = model.preconditioning.coefficients(np.array([model.process.B_max]))[0]
     tangent = f.double() - (start @ f.double())[:, None] * start

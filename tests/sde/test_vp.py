@@ -80,11 +80,17 @@ def test_the_network_sees_the_noise_level_and_predicts_the_noise() -> None:
     model, B = exact_model(), np.geomspace(1e-3, 10, 5)
     preconditioning = model.preconditioning
     assert isinstance(preconditioning, VPPreconditioning)
-    cond = model.cond(preconditioning.c_noise(B), torch.ones(5))
-    assert cond.dtype == torch.float32
-    assert cond.tolist() == pytest.approx((np.log(B) + 3) / 3, rel=1e-6)
-    one = model.cond(preconditioning.c_noise(B[:1]), torch.ones(4))
-    assert one.tolist() == pytest.approx([(math.log(B[0]) + 3) / 3] * 4)
+    assert preconditioning.c_noise(B) == pytest.approx((np.log(B) + 3) / 3, rel=1e-6)
+    assert model.condition_of(torch.ones(5)) == {}
+    seen: list[Tensor] = []
+    model.net.forward = lambda x, c: (seen.append(c), 0 * x)[1]
+    model.default_loss(model, torch.ones(200, 3), rng.stream(0), 0)
+    assert seen[0].shape == (200,)
+    assert seen[0].dtype == torch.float32
+    levels = np.exp(3 * seen[0].double().numpy() - 3)
+    t = model.process.time(levels)
+    assert 0 < t.min() < 0.05
+    assert 0.95 < t.max() <= 1
     f = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     sigma = torch.from_numpy(np.sqrt(1 - np.exp(-B))).float()
     torch.testing.assert_close(preconditioning.score(f, B), -f / sigma[:, None])
@@ -101,10 +107,10 @@ def test_standardised_states_are_undone() -> None:
 
 def test_fit_learns() -> None:
     model, states = vectors(), vectors().to_state(gaussian_data(2000, seed=1))
-    before = model.loss(states, rng.stream(9), 0).item()
+    before = model.default_loss(model, states, rng.stream(9), 0).mean().item()
     options: dict[str, Any] = {"lr": 5e-3, "ema": 0.8, "warmup": 2, "progress": False}
     fit(model, gaussian_data(200), steps=60, batch_size=64, **options)
-    after = model.loss(states, rng.stream(9), 0).item()
+    after = model.default_loss(model, states, rng.stream(9), 0).mean().item()
     assert after < before - 1
 
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import fastmsgm
-from fastmsgm import sampling
 from fastmsgm.tools import cli, demo
 
 
@@ -17,9 +16,7 @@ def test_demo_writes_the_pictures(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sampling, "_default_batch_size", lambda model: 4)
     caplog.set_level(logging.INFO)
     arguments = ["--out", str(tmp_path), "--images", "4", "--vectors", "40", "--device", "cpu"]
     assert cli.main(["demo", *arguments]) == 0

@@ -1,0 +1,384 @@
+"""A sampling job: the checked arguments of ``sample``, its chunks, and the loop over them.
+
+Sample i of a seed is one sample of an endless stream, whatever n and start ask for. A network's
+arithmetic can depend on its batch, so bits depend on how the stream is cut into chunks. With a
+batch size b given, chunk c is always [c b, (c + 1) b), and any part of the stream can be sampled
+again, bit for bit, at the same b and number of threads. Without it, the n samples are cut into
+chunks of about equal size, so that no sample is computed in vain.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from fastmsgm import ops, rng
+from fastmsgm.checkpoint import load
+from fastmsgm.checks import check_int, is_number
+from fastmsgm.condition import Conditions
+from fastmsgm.function import function_model
+from fastmsgm.loop import Loop
+from fastmsgm.model import ScoreModel, is_model
+from fastmsgm.solver import Plan, Solver
+from fastmsgm.solvers import resolve
+from fastmsgm.wrappers import unwrap
+
+PROBE = 4  # samples whose memory is measured on CUDA
+_log = logging.getLogger("fastmsgm")
+# What other libraries call an argument, and its name here.
+HINTS = {
+    "num_inference_steps": "steps",
+    "num_steps": "steps",
+    "nfe": "steps",
+    "sampler": "solver",
+    "scheduler": "solver",
+    "num_samples": "n",
+    "n_samples": "n",
+    "guidance_scale": "guidance",
+    "cfg_scale": "guidance",
+    "labels": "label",
+    "class_labels": "label",
+    "seeds": "seed",
+    "generators": "generator",
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a callback sees of every chunk: the sample of the prior, and the state after each step.
+
+    Args:
+        index: Steps done, 0 (the prior) .. nfe.
+        nfe: Network calls per sample.
+        noise_level: Noise level of the state: sigma for GBM, integrated beta for other families.
+        first: Index of the chunk's first sample.
+        x: (b, ...) a copy of the chunk's state in the units of the process: data + offset,
+            standardised for VP.
+        denoised: (b, ...) the denoised estimate from the previous state, where the solver keeps it.
+    """
+
+    index: int
+    nfe: int
+    noise_level: float
+    first: int
+    x: Tensor
+    denoised: Tensor | None
+
+
+class NonFiniteError(RuntimeError):
+    """The network's output or the state left the float32 numbers.
+
+    Attributes:
+        step: The first step at which it happened.
+        indices: The samples it happened to.
+        samples: (m, ...) the finished samples, from the first one asked for.
+    """
+
+    def __init__(self, step: int, indices: list[int]) -> None:
+        shown = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
+        super().__init__(
+            f"non-finite state at step {step} in {len(indices)} samples ({shown}): the network "
+            "returned NaN or inf, or the solver diverged; try precision fp32, more steps or "
+            "another solver. Finished chunks are kept"
+        )
+        self.step, self.indices = step, indices
+        self.samples: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """The checked arguments of ``sample``; they are described there.
+
+    Args:
+        model: In evaluation mode while a chunk is computed.
+        solver: Makes the plan.
+        plan: The steps.
+        n: Number of samples.
+        seed: Of the noise stream.
+        start: Index of the first sample.
+        conditions: Of the samples.
+        guidance: Weight of classifier-free guidance.
+        size: Samples of a chunk.
+        first: First sample of the first chunk, at most start.
+        compiled: Compile the network and the step together.
+    """
+
+    model: ScoreModel
+    solver: Solver
+    plan: Plan
+    n: int
+    seed: int
+    start: int
+    conditions: Conditions
+    guidance: float
+    size: int
+    first: int
+    compiled: bool
+
+    def loop(self, size: int | None = None) -> Loop:
+        """Allocate the arrays of a chunk and return the loop over them."""
+        size = self.size if size is None else size
+        state, condition = self.plan.state(self.model, size), self.conditions.chunk(0, size)
+        return Loop(self.model, self.plan, state, self.compiled, condition, self.guidance)
+
+    def chunks(
+        self, loop: Loop, progress: bool, callback: Callable[[Step], object] | None
+    ) -> Iterator[Tensor]:
+        """Yield the samples chunk by chunk, in the data's own range."""
+        end = self.start + self.n
+        nfe = self.plan.nfe * (1 if loop.null is None else 2)
+        bar = tqdm(
+            total=self.n,
+            disable=not progress,
+            desc=f"sampling, {nfe} network calls",
+            unit="sample",
+        )
+        try:
+            for first in range(self.first, end, self.size):
+                wanted = slice(max(self.start - first, 0), min(end - first, self.size))
+                with _evaluation(self.model):
+                    data = self._chunk(loop, first, wanted, callback)
+                bar.update(len(data))
+                yield data
+        finally:
+            bar.close()
+
+    def _chunk(
+        self, loop: Loop, first: int, wanted: slice, callback: Callable[[Step], object] | None
+    ) -> Tensor:
+        """Return the wanted samples of a chunk; only they must be finite.
+
+        Args:
+            loop: The loop over the chunk's arrays.
+            first: Index of the chunk's first sample.
+            wanted: Samples of the chunk, counted from its first.
+            callback: The callback of ``sample``.
+        """
+        show = None
+        if callback is not None:
+            show = functools.partial(_show, loop, first=first, callback=callback)
+        stream = rng.stream(self.seed, first, self.model.device)
+        loop.run(stream, self.conditions.chunk(first, self.size), show)
+        nonfinite_steps = loop.first_nonfinite_step[wanted].cpu()
+        nonfinite = nonfinite_steps >= 0
+        if bool(nonfinite.any()):
+            indices = nonfinite.nonzero().flatten() + first + wanted.start
+            raise NonFiniteError(int(nonfinite_steps[nonfinite].min()), indices.tolist())
+        return self.model.to_data(loop.state.x(wanted))
+
+    def manifest(self) -> dict[str, object]:
+        """Return how the samples were made, as JSON can hold it."""
+        return {
+            "n": self.n,
+            "start": self.start,
+            "seed": self.seed,
+            **self.conditions.manifest(),
+            "guidance": self.guidance,
+            "compile": self.compiled,
+            "stream": rng.STREAM_VERSION,
+            "solver": repr(self.solver),
+            "nfe": self.plan.nfe,
+            "batch_size": self.size,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "precision": self.model.precision,
+            "backend": ops.backend(self.model.device.type),
+        }
+
+
+@contextmanager
+def _evaluation(model: ScoreModel) -> Iterator[None]:
+    """Put a model into evaluation mode, without gradients, and back into its modes afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def check_job(
+    model: Any,
+    n: int,
+    *,
+    steps: int | None,
+    solver: str | Solver | None,
+    seed: int,
+    generator: torch.Generator | None,
+    start: int,
+    label: int | Sequence[int] | Tensor | None,
+    condition: Mapping[str, Any] | None,
+    guidance: float,
+    batch_size: int | None,
+    device: torch.device | str | None,
+    compiled: bool,
+    callback: Callable[[Step], object] | None,
+    function: Mapping[str, Any],
+    unknown: Mapping[str, Any],
+) -> Job:
+    """Check the arguments of ``sample``, which describes them, before any work is done.
+
+    ``function`` holds those that describe a model that is a function, ``unknown`` those that
+    ``sample`` does not have.
+    """
+    _refuse_unknown(unknown)
+    model = _model(model, function, device)
+    n, start = check_int("n", n, 1), check_int("start", start, 0)
+    seed = check_int("seed", seed, 0, 2**64 - 1)
+    if generator is not None:
+        seed = _key(generator, seed)
+    if start + n > rng.MAX_SAMPLES:
+        raise ValueError(
+            f"start + n must be at most 2^56, got start={start} and n={n}: the stream ends there"
+        )
+    if callback is not None and not callable(callback):
+        raise TypeError(
+            f"callback must be a function of a Step or None, got {type(callback).__name__}"
+        )
+    chosen = resolve(solver, model)
+    plan = plan_of(model, chosen, steps)
+    conditions = Conditions(model, start, n, label, condition)
+    guidance = _guidance(model, guidance, conditions)
+    size = n if batch_size is None else check_int("batch_size", batch_size, 1)
+    job = Job(
+        model, chosen, plan, n, seed, start, conditions, guidance, size, start, bool(compiled)
+    )
+    if batch_size is not None:
+        if size > n and start == 0:
+            _log.warning(
+                "batch_size=%d computes %d samples, of which n=%d are kept: leave it out where "
+                "slices of the stream need not be bit-equal",
+                size,
+                size,
+                n,
+            )
+        return replace(job, first=start - start % size)
+    chunks = math.ceil(n / default_batch_size(job))
+    return replace(job, size=math.ceil(n / chunks))
+
+
+def plan_of(model: ScoreModel, solver: Solver, steps: int | None) -> Plan:
+    """Return a solver's plan; steps None takes the solver's default."""
+    steps = solver.default_steps if steps is None else check_int("steps", steps, 1)
+    return solver.plan(model.preconditioning, steps)
+
+
+def default_batch_size(job: Job) -> int:
+    """Return the largest chunk of a job whose user gave none.
+
+    The power of two nearest 2^16 / d, between 64 and 8192. On CUDA 16 times that, but no more than
+    half of the free memory holds, as measured on a few samples.
+    """
+    model = job.model
+    exponent = round(math.log2(2**16 / math.prod(model.shape)))
+    size = min(max(2**exponent, 64), 8192)
+    if model.device.type != "cuda" or job.n <= size:
+        return size
+    free, _ = torch.cuda.mem_get_info(model.device)
+    return max(1, min(16 * size, free // 2 // bytes_per_sample(job)))
+
+
+def bytes_per_sample(job: Job) -> int:
+    """Measure the memory of a sample on CUDA: its state and one step with its network call."""
+    device = job.model.device
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    loop = replace(job, compiled=False).loop(PROBE)
+    loop.start(rng.stream(0, 0, device), {})
+    with _evaluation(job.model):
+        loop.step(0)
+    return max(1, (torch.cuda.max_memory_allocated(device) - before) // PROBE)
+
+
+def check_model(model: Any) -> ScoreModel:
+    """Return a ScoreModel out of its wrappers; TypeError for anything else."""
+    if not is_model(model):
+        raise TypeError(
+            f"model must be a ScoreModel, a name, a path or a function, got {type(model).__name__}"
+        )
+    return unwrap(model)
+
+
+def _model(
+    model: Any, function: Mapping[str, Any], device: torch.device | str | None
+) -> ScoreModel:
+    given = [name for name, value in function.items() if value is not None]
+    if isinstance(model, (str, os.PathLike)):
+        model = load(model)
+    if callable(model) and not is_model(model):
+        return function_model(model, **function, device=device)
+    model = check_model(model)
+    if given:
+        raise TypeError(
+            f"{given[0]} is for a model that is a function, got a {type(model).__name__}, which "
+            "has its own: leave it out"
+        )
+    return model if device is None else model.to(device)
+
+
+def _key(generator: object, seed: int) -> int:
+    """Draw a seed of 63 bits from torch's generator, which advances."""
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"generator must be one torch.Generator, got {type(generator).__name__}: samples of "
+            "one seed are independent, so one generator serves all of them"
+        )
+    if seed:
+        raise ValueError(f"seed and generator must not be given together, got seed={seed}")
+    drawn = torch.randint(
+        2**63 - 1, (), generator=generator, device=generator.device, dtype=torch.int64
+    )
+    return int(drawn)
+
+
+def _guidance(model: ScoreModel, guidance: float, conditions: Conditions) -> float:
+    if not is_number(guidance):
+        raise ValueError(f"guidance must be a finite number, got {guidance!r}")
+    if guidance == 1:
+        return 1.0
+    if not model.classes and not conditions.given:
+        raise ValueError(
+            f"guidance needs a condition or a class-conditional model, got guidance={guidance}: "
+            "give condition=..., or leave guidance out"
+        )
+    if not model.drop:
+        raise ValueError(
+            f"guidance needs a model that was trained with dropped conditions, got "
+            f"guidance={guidance} and model.drop=0: train with fit(..., drop=0.1); a function "
+            "combines its two outputs itself"
+        )
+    return float(guidance)
+
+
+def _refuse_unknown(unknown: Mapping[str, Any]) -> None:
+    for name in unknown:
+        hint = f": it is called {HINTS[name]}" if name in HINTS else ""
+        raise TypeError(f"sample has no argument {name!r}{hint}")
+
+
+def _show(loop: Loop, index: int, first: int, callback: Callable[[Step], object]) -> None:
+    plan, state, to_process = loop.plan, loop.state, loop.model.to_process
+    noise_level = float(plan.noise_levels[index]) if index < plan.nfe else 0.0
+    denoised = state.denoised() if index else None
+    callback(
+        Step(
+            index,
+            plan.nfe,
+            noise_level,
+            first,
+            to_process(state.x(slice(None)).clone()),
+            None if denoised is None else to_process(denoised),
+        )
+    )
