@@ -10,12 +10,12 @@ it, ``sample`` samples it, ``load`` reads it. ``fastmsgm.solvers``, ``fastmsgm.d
 
 from fastmsgm.checkpoint import load
 from fastmsgm.gbm import GBM, GBMModel, LogNormalPrior
-from fastmsgm.job import NonFiniteError, Step
 from fastmsgm.loss import Loss
 from fastmsgm.model import ScoreModel
 from fastmsgm.rotation import RadialPrior, Rotation, RotationModel
 from fastmsgm.sampling import sample, sample_iter
 from fastmsgm.sde import VP, VPModel
+from fastmsgm.step import NonFiniteError, Step
 from fastmsgm.trainer import TrainStep, fit
 
 __version__ = "0.1.0"

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fastmsgm.wrappers import output_of, unwrap
 
 PREDICTIONS = ("score", "hyvarinen", "denoised", "epsilon", "v")
 TIMES = ("t", "index", "log_sigma", "sigma")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # no 8-bit storage
 INDICES = 1000  # of diffusers' schedulers: time="index" runs from 0 to it
 
 
@@ -56,7 +58,10 @@ class FunctionNet(nn.Module):
         """Return f's output in float32.
 
         Args:
-            x: (n, ...) float32; f gets a copy, which it may change.
+            x: (n, ...) float32; f gets copies of all tensors, which it may change. Where f is a
+                module whose parameters are not float32, such as ``unet.half()``, all
+                floating-point tensors have the dtype of its first. Half precision cannot hold
+                values above 65504, which a GBM of large sigma has; bfloat16 can.
             time: (n,) float32.
             condition: Tensors (n, ...) by name.
 
@@ -65,8 +70,18 @@ class FunctionNet(nn.Module):
                 tuple whose first is a tensor.
             ValueError: Its output has another shape than x.
         """
-        returned = self.f(x.clone(), time, **condition)
+        dtype = self._dtype()
+        copies = {
+            name: value.to(dtype if value.is_floating_point() else value.dtype, copy=True)
+            for name, value in condition.items()
+        }
+        returned = self.f(x.to(dtype, copy=True), time.to(dtype, copy=True), **copies)
         return output_of(returned, x, self._name()).float()
+
+    def _dtype(self) -> torch.dtype:
+        """Return what f computes in: its first floating-point parameter's dtype, else float32."""
+        parameters = self.f.parameters() if isinstance(self.f, nn.Module) else ()
+        return next((p.dtype for p in parameters if p.dtype in DTYPES), torch.float32)
 
     def _name(self) -> str:
         f = unwrap(self.f)

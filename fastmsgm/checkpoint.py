@@ -21,7 +21,7 @@ from fastmsgm.families import FAMILIES
 from fastmsgm.files import write_atomically
 from fastmsgm.model import DAMAGED, FORMAT_VERSION, ScoreModel
 from fastmsgm.nets import NETS
-from fastmsgm.wrappers import unwrap
+from fastmsgm.wrappers import plain_state_dict, unwrap
 
 _log = logging.getLogger("fastmsgm")
 
@@ -101,7 +101,6 @@ def _build(config: dict[str, Any], weights: dict[str, Tensor], net: nn.Module | 
             "fastmsgm.families.FAMILIES before loading"
         )
     model = FAMILIES[family].from_config(net, config, weights)
-    model.drop = float(config.get("drop", 0.0))
     model.load_weights(weights)
     return model
 
@@ -152,7 +151,7 @@ class TrainingRun:
         if self.out is None:
             return
         self.out.mkdir(parents=True, exist_ok=True)
-        tensors = {f"net.{k}": v for k, v in unwrap(self.model.net).state_dict().items()}
+        tensors = {f"net.{k}": v for k, v in plain_state_dict(self.model.net).items()}
         tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
         for i, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {
@@ -163,7 +162,8 @@ class TrainingRun:
         tensors = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
         # The step is in the same file as its tensors, and the losses are there before it, so that
         # an interrupted save leaves a whole state.
-        metadata = {"step": str(self.step)}
+        groups = [_numbers(group) for group in self.optimizer.param_groups]
+        metadata = {"step": str(self.step), "groups": json.dumps(groups)}
         text = json.dumps(self.settings, indent=2) + "\n"
         write_atomically(self.out / "loss.csv", self._write_losses)
         write_atomically(
@@ -191,6 +191,7 @@ class TrainingRun:
             )
         with safe_open(out / "training.safetensors", framework="pt") as file:
             self.step = int(file.metadata()["step"])
+            groups = json.loads(file.metadata()["groups"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         part = {
             p: {k[len(p) + 1 :]: v for k, v in tensors.items() if k.startswith(p + ".")}
@@ -203,6 +204,8 @@ class TrainingRun:
             index, name = key.split(".")
             state["state"].setdefault(int(index), {})[name] = value
         self.optimizer.load_state_dict(state)
+        for group, numbers in zip(self.optimizer.param_groups, groups, strict=True):
+            group.update(numbers)
         with open(out / "loss.csv", newline="") as file:
             try:
                 losses = [float(row["loss"]) for row in csv.DictReader(file)]
@@ -211,6 +214,11 @@ class TrainingRun:
         self.losses = losses[: self.step]
         self.extended_from = stored["steps"] if extends else 0
         _log.info("resumed %s at step %d", out, self.step)
+
+
+def _numbers(group: dict[str, Any]) -> dict[str, Any]:
+    """Return the numbers of a group of parameters, some of which optimizers change."""
+    return {k: v for k, v in group.items() if isinstance(v, (bool, int, float))}
 
 
 def _same(a: Any, b: Any) -> bool:

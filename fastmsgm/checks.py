@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import TypeGuard
+from collections.abc import Mapping
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -106,7 +107,7 @@ def check_labels(
         raise TypeError(
             f"{name} must be a tensor, got {type(labels).__name__}: convert with torch.as_tensor"
         )
-    if labels.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"{name} must be integers, got {labels.dtype}: convert them with .long()")
     if labels.shape != (n,):
         raise ValueError(
@@ -123,7 +124,11 @@ def check_labels(
     return labels
 
 
-RESERVED = ("x", "c_noise", "label", "labels", "log_norm")  # names that are not the user's
+# Names that are not the user's: the package's own arguments of networks and losses.
+RESERVED = (
+    "self", "model", "x", "x0", "data", "c_noise", "stream", "step", "first", "reduction",
+    "label", "labels", "log_norm",
+)  # fmt: skip
 
 
 def check_condition(name: str, value: object, n: int, values: bool = True) -> Tensor:
@@ -140,7 +145,7 @@ def check_condition(name: str, value: object, n: int, values: bool = True) -> Te
         ValueError: It has another number of samples, values that are not finite, or a name that
             the package uses.
     """
-    if name in RESERVED:
+    if name in RESERVED or not isinstance(name, str):
         raise ValueError(
             f"condition must not be named {name!r}, which the package uses: rename it (class "
             "labels are given as labels=... in training, label=... in sampling)"
@@ -163,6 +168,42 @@ def check_condition(name: str, value: object, n: int, values: bool = True) -> Te
             "condition (train with drop=..., sample with guidance=0)"
         )
     return value.float()
+
+
+def check_mapping(condition: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Return conditions by name, none for None; TypeError where they have no names."""
+    if condition is not None and not isinstance(condition, Mapping):
+        raise TypeError(
+            f"condition must map names to tensors, got {type(condition).__name__}: give "
+            'condition={"name": tensor}'
+        )
+    return condition or {}
+
+
+def check_conditions(
+    labels: object,
+    condition: Mapping[str, Any],
+    n: int,
+    classes: int | None = None,
+    values: bool = True,
+) -> dict[str, Tensor]:
+    """Return the labels of n samples, as "label" in int64, and their conditions by name.
+
+    Args:
+        labels: (n,) integers, or None.
+        condition: Tensors (n, ...) by name.
+        n: Number of samples.
+        classes: Number of classes, if known.
+        values: Look at the values, too, for which the host waits for the device.
+
+    Raises:
+        TypeError: Labels or a condition of the wrong type.
+        ValueError: Labels or a condition of another shape or range.
+    """
+    checked = {name: check_condition(name, value, n, values) for name, value in condition.items()}
+    if labels is not None:
+        checked["label"] = check_labels(labels, n, classes, values).long()
+    return checked
 
 
 def check_offset(offset: object) -> None:

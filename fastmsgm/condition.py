@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from fastmsgm import rng
-from fastmsgm.checks import check_condition, check_int, check_labels
+from fastmsgm.checks import (
+    check_condition,
+    check_conditions,
+    check_int,
+    check_labels,
+    check_mapping,
+)
 from fastmsgm.model import ScoreModel
 
 
@@ -39,12 +45,8 @@ def checked_condition(
             "labels must be given for a class-conditional model and for no other: the model has "
             f"{model.classes} classes, got labels={'None' if labels is None else 'a tensor'}"
         )
-    device = model.device
-    checked = {k: check_condition(k, v, n, values).to(device) for k, v in condition.items()}
-    if labels is not None:
-        labels = check_labels(labels, n, model.classes, values)
-        checked["label"] = labels.to(device, torch.int64)
-    return checked
+    checked = check_conditions(labels, condition, n, model.classes, values)
+    return {name: value.to(model.device) for name, value in checked.items()}
 
 
 def dropped(condition: Mapping[str, Tensor], classes: int) -> dict[str, Tensor]:
@@ -111,14 +113,9 @@ class Conditions:
         condition: Mapping[str, Any] | None,
     ) -> None:
         self.start, self.n, self.classes, self.device = start, n, model.classes, model.device
-        if condition is not None and not isinstance(condition, Mapping):
-            raise TypeError(
-                f"condition must map names to tensors, got {type(condition).__name__}: give "
-                'condition={"name": tensor}'
-            )
         self.given = {
             name: check_condition(name, _as_tensor(f"condition {name!r}", value), n)
-            for name, value in (condition or {}).items()
+            for name, value in check_mapping(condition).items()
         }
         self.label = None if label is None else _labels(model, label, n)
 
@@ -158,7 +155,9 @@ def _labels(model: ScoreModel, label: Any, n: int) -> Tensor:
     many = isinstance(label, (Tensor, Sequence)) or hasattr(label, "__array__")
     if many and not isinstance(label, str):
         labels = _as_tensor("label", label)
-        if labels.ndim:
+        if labels.ndim == 0:
+            label = labels.item()
+        else:
             return check_labels(labels, n, model.classes, name="label").long()
     return torch.full((n,), check_int("label", label, 0, model.classes - 1), dtype=torch.int64)
 

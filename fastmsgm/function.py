@@ -48,8 +48,9 @@ def function_model(
 ) -> ScoreModel:
     """Return a model whose network is a function.
 
-    f is called as f(x, time, **condition), without gradients. x is (n, *shape) float32, the noised
-    data x_t as they are, neither scaled nor shifted, and time (n,) float32. Its output, in any
+    f is called as f(x, time, **condition), without gradients. x is (n, *shape), the noised data x_t
+    as they are, neither scaled nor shifted, and time (n,), both in float32 or, for a module, in the
+    dtype of its parameters. Its output, in any
     floating-point dtype, is a tensor like x, an object with such a tensor as ``sample``, or a tuple
     whose first is one. f may be a function, a module, or a module that is compiled or wrapped in
     DistributedDataParallel, DataParallel or AveragedModel, which are taken off. A module is

@@ -4,7 +4,7 @@ Sample i of a seed is one sample of an endless stream, whatever n and start ask 
 arithmetic can depend on its batch, so bits depend on how the stream is cut into chunks. With a
 batch size b given, chunk c is always [c b, (c + 1) b), and any part of the stream can be sampled
 again, bit for bit, at the same b and number of threads. Without it, the n samples are cut into
-chunks of about equal size, so that no sample is computed in vain.
+chunks of about equal size, so that hardly any sample is computed in vain.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,9 +27,10 @@ from fastmsgm.checks import check_int, is_number
 from fastmsgm.condition import Conditions
 from fastmsgm.function import function_model
 from fastmsgm.loop import Loop
-from fastmsgm.model import ScoreModel, is_model
+from fastmsgm.model import ScoreModel, evaluation, is_model
 from fastmsgm.solver import Plan, Solver
 from fastmsgm.solvers import resolve
+from fastmsgm.step import NonFiniteError, Step
 from fastmsgm.wrappers import unwrap
 
 PROBE = 4  # samples whose memory is measured on CUDA
@@ -51,48 +51,6 @@ HINTS = {
     "seeds": "seed",
     "generators": "generator",
 }
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a callback sees of every chunk: the sample of the prior, and the state after each step.
-
-    Args:
-        index: Steps done, 0 (the prior) .. nfe.
-        nfe: Network calls per sample.
-        noise_level: Noise level of the state: sigma for GBM, integrated beta for other families.
-        first: Index of the chunk's first sample.
-        x: (b, ...) a copy of the chunk's state in the units of the process: data + offset,
-            standardised for VP.
-        denoised: (b, ...) the denoised estimate from the previous state, where the solver keeps it.
-    """
-
-    index: int
-    nfe: int
-    noise_level: float
-    first: int
-    x: Tensor
-    denoised: Tensor | None
-
-
-class NonFiniteError(RuntimeError):
-    """The network's output or the state left the float32 numbers.
-
-    Attributes:
-        step: The first step at which it happened.
-        indices: The samples it happened to.
-        samples: (m, ...) the finished samples, from the first one asked for.
-    """
-
-    def __init__(self, step: int, indices: list[int]) -> None:
-        shown = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
-        super().__init__(
-            f"non-finite state at step {step} in {len(indices)} samples ({shown}): the network "
-            "returned NaN or inf, or the solver diverged; try precision fp32, more steps or "
-            "another solver. Finished chunks are kept"
-        )
-        self.step, self.indices = step, indices
-        self.samples: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -146,7 +104,7 @@ class Job:
         try:
             for first in range(self.first, end, self.size):
                 wanted = slice(max(self.start - first, 0), min(end - first, self.size))
-                with _evaluation(self.model):
+                with evaluation(self.model):
                     data = self._chunk(loop, first, wanted, callback)
                 bar.update(len(data))
                 yield data
@@ -173,7 +131,8 @@ class Job:
         nonfinite = nonfinite_steps >= 0
         if bool(nonfinite.any()):
             indices = nonfinite.nonzero().flatten() + first + wanted.start
-            raise NonFiniteError(int(nonfinite_steps[nonfinite].min()), indices.tolist())
+            step = int(nonfinite_steps[nonfinite].min())
+            raise NonFiniteError(step, indices.tolist(), guided=loop.null is not None)
         return self.model.to_data(loop.state.x(wanted))
 
     def manifest(self) -> dict[str, object]:
@@ -194,19 +153,6 @@ class Job:
             "precision": self.model.precision,
             "backend": ops.backend(self.model.device.type),
         }
-
-
-@contextmanager
-def _evaluation(model: ScoreModel) -> Iterator[None]:
-    """Put a model into evaluation mode, without gradients, and back into its modes afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def check_job(
@@ -236,6 +182,11 @@ def check_job(
     _refuse_unknown(unknown)
     model = _model(model, function, device)
     n, start = check_int("n", n, 1), check_int("start", start, 0)
+    if isinstance(seed, (list, tuple)):
+        raise TypeError(
+            f"seed must be one int, got a {type(seed).__name__}: sample i of a seed is independent "
+            "of the others, so one seed serves all samples"
+        )
     seed = check_int("seed", seed, 0, 2**64 - 1)
     if generator is not None:
         seed = _key(generator, seed)
@@ -284,7 +235,7 @@ def default_batch_size(job: Job) -> int:
     model = job.model
     exponent = round(math.log2(2**16 / math.prod(model.shape)))
     size = min(max(2**exponent, 64), 8192)
-    if model.device.type != "cuda" or job.n <= size:
+    if model.device.type != "cuda" or job.n <= PROBE:
         return size
     free, _ = torch.cuda.mem_get_info(model.device)
     return max(1, min(16 * size, free // 2 // bytes_per_sample(job)))
@@ -297,7 +248,7 @@ def bytes_per_sample(job: Job) -> int:
     torch.cuda.reset_peak_memory_stats(device)
     loop = replace(job, compiled=False).loop(PROBE)
     loop.start(rng.stream(0, 0, device), {})
-    with _evaluation(job.model):
+    with evaluation(job.model):
         loop.step(0)
     return max(1, (torch.cuda.max_memory_allocated(device) - before) // PROBE)
 
@@ -318,6 +269,12 @@ def _model(
     if isinstance(model, (str, os.PathLike)):
         model = load(model)
     if callable(model) and not is_model(model):
+        if function["process"] is None:
+            raise TypeError(
+                "model must be a ScoreModel, a name, a path, or a function with process=..., "
+                f"shape=..., prediction=... and time=..., got {type(model).__name__} alone: of a "
+                "module that holds a model, such as a Loss, give the model"
+            )
         return function_model(model, **function, device=device)
     model = check_model(model)
     if given:

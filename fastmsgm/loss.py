@@ -15,9 +15,9 @@ from torch import Tensor, distributed, nn
 
 from fastmsgm import rng
 from fastmsgm.checks import check_int, check_tensor, is_number
-from fastmsgm.condition import checked_condition, drop_some
-from fastmsgm.data.batches import as_float
-from fastmsgm.model import ScoreModel, check_bare_model
+from fastmsgm.condition import checked_condition, drop_some, dropped
+from fastmsgm.data.items import as_float
+from fastmsgm.model import ScoreModel, check_bare_model, evaluation
 
 EVALUATION = 2**31  # first step of the noise counter for calls in evaluation mode
 REDUCTIONS = ("mean", "none")
@@ -27,15 +27,16 @@ class Loss(nn.Module):
     """The training loss of a model; its parameters are the network's.
 
     Wrap it in DistributedDataParallel, Lightning or Accelerate as any module. Only calls of the
-    wrapped module average gradients over ranks, so wrap the loss, not the model.
+    wrapped module average gradients over ranks, so wrap the loss, not the model. To compile,
+    compile the network, ``model.net = torch.compile(model.net)``.
 
     Args:
         model: The model to train; its network may be wrapped or compiled.
         loss: None is ``model.default_loss``; else a callable as described there, such as
             ``fastmsgm.gbm.DenoisingLoss(p_mean=-0.5, p_std=1.4)``.
         seed: Seed of noise levels and noise, 0 .. 2^64 - 1.
-        drop: Share of the samples whose labels and conditions are dropped, in [0, 1), so that the
-            model can be sampled with guidance (Ho and Salimans, 2022).
+        drop: Share of the samples whose labels and conditions are dropped in training mode, in
+            [0, 1), so that the model can be sampled with guidance (Ho and Salimans, 2022).
 
     Raises:
         TypeError: model is not a ScoreModel, or loss not a callable.
@@ -73,7 +74,9 @@ class Loss(nn.Module):
         self.model, self.loss, self.drop = model, loss or model.default_loss, float(drop)
         self.seed = check_int("seed", seed, 0, 2**64 - 1)
         self.calls, self.evaluations = 0, 0
-        self.checked = False
+        self.checked = self.null_checked = False
+        if self.drop:
+            model.drop = self.drop
 
     def forward(
         self,
@@ -92,9 +95,11 @@ class Loss(nn.Module):
                 divided by 255.
             step: Step of the noise counter. Equal steps give equal noise and noise levels. None
                 counts the calls, separately in training and in evaluation mode, so micro-batches
-                of one optimizer step differ.
+                of one optimizer step differ. Give it where the call is repeated, as activation
+                checkpointing of the loss itself does.
             first: Position of the first sample in the global batch. None is rank times n where
-                ``torch.distributed`` is initialised, else 0.
+                ``torch.distributed`` is initialised, else 0; give it where batches of the ranks
+                differ in size.
             labels: (n,) integer class labels, for a class-conditional model.
             reduction: "mean", a scalar, or "none", (n,).
             condition: What else the network is conditioned on, by name, each (n, ...).
@@ -117,13 +122,10 @@ class Loss(nn.Module):
             parallel = distributed.is_available() and distributed.is_initialized()
             first = n * distributed.get_rank() if parallel else 0
         step, stream = check_int("step", step, 0, 2**32 - 1), rng.stream(self.seed, first)
-        if self.drop:
-            if not given:
-                raise ValueError(
-                    f"drop needs labels or a condition to drop, got drop={self.drop} and neither"
-                )
+        if self.drop and self.training:
+            if not self.null_checked:
+                self._check_null(states[:2], given, stream, step)
             given = drop_some(given, self.model.classes, self.drop, stream, step)
-            self.model.drop = self.drop
         losses = self.loss(self.model, states, stream, step, **given)
         return losses.mean() if reduction == "mean" else losses
 
@@ -140,6 +142,28 @@ class Loss(nn.Module):
             check_range(model, data)
             model.check_states(states)
         return states
+
+    def _check_null(
+        self, states: Tensor, given: dict[str, Tensor], stream: Tensor, step: int
+    ) -> None:
+        """Raise ValueError where the network cannot take dropped conditions."""
+        if not given:
+            raise ValueError(
+                f"drop needs labels or a condition to drop, got drop={self.drop} and neither"
+            )
+        null = dropped({name: v[: len(states)] for name, v in given.items()}, self.model.classes)
+        try:
+            with evaluation(self.model):
+                finite = bool(self.loss(self.model, states, stream, step, **null).isfinite().all())
+        except IndexError:  # of a table of embeddings
+            finite = False
+        if not finite:
+            raise ValueError(
+                f"drop needs a network that takes dropped conditions, got drop={self.drop} and one "
+                "that fails or returns NaN: a dropped label is classes, a dropped condition NaN; "
+                "replace them by a learned vector, as the networks of fastmsgm.nets do"
+            )
+        self.null_checked = True
 
     def _count(self) -> int:
         if self.training:

@@ -12,7 +12,8 @@ import json
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -26,7 +27,7 @@ from fastmsgm.checks import check_int, check_offset, interval
 from fastmsgm.files import write_atomically
 from fastmsgm.nets import NETS
 from fastmsgm.solver import Solver
-from fastmsgm.wrappers import is_sharded, output_of, unwrap
+from fastmsgm.wrappers import is_sharded, output_of, plain_state_dict, unwrap
 
 Model = TypeVar("Model", bound="ScoreModel")
 # Without it PyTorch's 16-bit convolutions on a CPU are 25x slower than float32.
@@ -65,8 +66,7 @@ class ScoreModel(nn.Module, ABC):
         solvers: The family's solvers by name.
         preconditioning: What solvers and losses need to know of the model besides the network.
         classes: Number of classes.
-        drop: Share of the training samples whose condition was dropped; above 0 the model can be
-            sampled with guidance.
+        dropped: ``drop`` as a buffer, so that it travels with the weights.
 
     Raises:
         TypeError: net is not a module, or classes not an int.
@@ -79,7 +79,7 @@ class ScoreModel(nn.Module, ABC):
     solvers: ClassVar[Mapping[str, Callable[[], Solver]]]
     preconditioning: Any
     classes: int
-    drop: float
+    dropped: Tensor
 
     def __init__(
         self,
@@ -100,7 +100,8 @@ class ScoreModel(nn.Module, ABC):
         check_offset(offset)
         self.net, self.offset, self.precision = net, float(offset), precision
         self.bounds = None if bounds is None else interval(bounds)
-        self.classes, self.drop = _check_classes(net, classes), 0.0
+        self.classes = _check_classes(net, classes)
+        self.register_buffer("dropped", torch.zeros((), dtype=torch.float32, device="cpu"))
 
     # ---- what a family defines ----
 
@@ -188,6 +189,15 @@ class ScoreModel(nn.Module, ABC):
         )
 
     @property
+    def drop(self) -> float:
+        """Share of the training samples whose condition was dropped; above 0 guidance works."""
+        return float(self.dropped)
+
+    @drop.setter
+    def drop(self, share: float) -> None:
+        self.dropped.fill_(share)
+
+    @property
     def network_dtype(self) -> torch.dtype:
         """What the network computes in: its precision, or float32 on a CPU without AVX-512."""
         slow = self.device.type == "cpu" and not _AVX512
@@ -238,7 +248,7 @@ class ScoreModel(nn.Module, ABC):
             distributed.get_world_size() == 1
             or getattr(DistributedDataParallel, "_active_ddp_module", None) is not None
             or unwrap(self.net, compiled=False) is not self.net
-            or is_sharded(self)
+            or is_sharded(self.net)
         ):
             return
         warnings.warn(
@@ -251,6 +261,8 @@ class ScoreModel(nn.Module, ABC):
     def with_net(self: Model, net: nn.Module) -> Model:
         """Return this model with another network; all else is shared."""
         twin = copy.copy(self)
+        if "forward" in twin.__dict__:  # Accelerate's, which is bound to this model
+            del twin.forward
         twin._modules = {**self._modules, "net": net}
         return twin
 
@@ -263,11 +275,13 @@ class ScoreModel(nn.Module, ABC):
         Raises:
             RuntimeError: A name or a shape is not the model's.
         """
+        net = unwrap(self.net)
+        names = dict(zip(plain_state_dict(net), net.state_dict(), strict=True))
         inside = {k[4:]: v for k, v in weights.items() if k.startswith("net.")}
-        unwrap(self.net).load_state_dict(inside)
-        net = {f"net.{k}": v for k, v in self.net.state_dict().items()}
+        net.load_state_dict({names.get(k, k): v for k, v in inside.items()})
+        loaded = {f"net.{k}": v for k, v in self.net.state_dict().items()}
         own = {k: v for k, v in weights.items() if not k.startswith("net.")}
-        self.load_state_dict(net | own)
+        self.load_state_dict(loaded | own)
 
     def extra_repr(self) -> str:
         """Return what a reader needs to know of the model, without the network's layers."""
@@ -285,7 +299,7 @@ class ScoreModel(nn.Module, ABC):
 
     def __repr__(self) -> str:
         parameters = sum(p.numel() for p in self.net.parameters())
-        net = f"{type(unwrap(self.net)).__name__} with {parameters:,} parameters"
+        net = f"{_net_class(unwrap(self.net)).__name__} with {parameters:,} parameters"
         return f"{type(self).__name__}({self.extra_repr()}, net={net})"
 
     def net_config(self) -> dict[str, Any]:
@@ -311,14 +325,13 @@ class ScoreModel(nn.Module, ABC):
             "format_version": FORMAT_VERSION,
             "net": self.net_config(),
             "precision": self.precision,
-            "drop": self.drop,
             **self.config(),
         }
         text = json.dumps(config, indent=2) + "\n"
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         weights = {k: v for k, v in self.state_dict().items() if not k.startswith("net.")}
-        weights |= {f"net.{k}": v for k, v in unwrap(self.net).state_dict().items()}
+        weights |= {f"net.{k}": v for k, v in plain_state_dict(self.net).items()}
         weights = {k: _stored(k, v, dtype) for k, v in weights.items()}
         write_atomically(path / "model.safetensors", lambda p: save_file(weights, p))
         write_atomically(path / "config.json", lambda p: p.write_text(text))
@@ -327,6 +340,19 @@ class ScoreModel(nn.Module, ABC):
 def is_model(x: object) -> bool:
     """Whether x is a ScoreModel, wrapped or not."""
     return isinstance(unwrap(x), ScoreModel)
+
+
+@contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode, without gradients, and back into its modes afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def check_bare_model(model: object, remedy: str) -> None:
@@ -360,8 +386,12 @@ def _stored(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     return value.to("cpu", dtype if rounded else value.dtype, copy=True).contiguous()
 
 
+def _net_class(net: nn.Module) -> type:
+    """Return the network's class; ``fully_shard`` makes one of its own."""
+    return next(c for c in type(net).__mro__ if not c.__name__.startswith("FSDP"))
+
+
 def _net_name(net: nn.Module) -> str:
-    # ``fully_shard`` makes a class of its own.
-    cls = next(c for c in type(net).__mro__ if not c.__name__.startswith("FSDP"))
+    cls = _net_class(net)
     known = NETS.get(cls.__name__) is cls
     return cls.__name__ if known else f"{cls.__module__}.{cls.__qualname__}"

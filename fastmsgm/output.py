@@ -1,18 +1,20 @@
 """Where ``sample`` writes: a tensor, an array, a ``.npy`` or ``.npz`` file, or a folder of PNGs.
 
 Samples arrive chunk by chunk. Files are written as they arrive, in memory that does not grow with
-their number.
+their number. Nothing on the disk changes before the first chunk, so that an older file outlives a
+run that fails in its first network call.
 """
 
 from __future__ import annotations
 
-import contextlib
+import io
 import json
 import logging
 import math
 import os
 import weakref
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,7 @@ class Output(ABC):
         self, shape: tuple[int, ...], bounds: tuple[float, float] | None, manifest: Path | None
     ) -> None:
         self._shape, self._bounds, self._manifest = shape, bounds, manifest
+        self._opened = False
 
     @property
     def _dtype(self) -> str:
@@ -51,7 +54,16 @@ class Output(ABC):
         Args:
             position: Index of the first of them, counted from the run's first sample.
             samples: (m, *shape) float32, in the data's own range.
+
+        Raises:
+            OSError: The file cannot be written.
         """
+        if not self._opened:
+            if self._manifest is not None:
+                self._manifest.parent.mkdir(parents=True, exist_ok=True)
+                self._manifest.unlink(missing_ok=True)  # an older run's: written again at the end
+            self._open()
+            self._opened = True
         self._store(position, samples if self._bounds is None else _to_uint8(samples, self._bounds))
 
     def finished(self, manifest: dict[str, Any]) -> Tensor:
@@ -70,9 +82,23 @@ class Output(ABC):
             write_atomically(self._manifest, lambda path: path.write_text(text))
         return result
 
+    def stopped(self, count: int) -> Tensor | None:
+        """Close the output of a run that ended early, without a manifest.
+
+        A ``.npz`` holds no other samples than those that were written, a ``.npy`` has zeros in the
+        rows of the others, and a tensor or array that was given keeps what it held there.
+
+        Args:
+            count: Number of samples that were written.
+
+        Returns:
+            (count, *shape) those samples; None for a folder.
+        """
+        return self._close()[:count]
+
     @abstractmethod
-    def samples(self, count: int) -> Tensor | None:
-        """Return the first ``count`` samples, which were written; None for a folder."""
+    def _open(self) -> None:
+        """Make what is missing; an older file is replaced."""
 
     @abstractmethod
     def _store(self, position: int, samples: Tensor) -> None:
@@ -80,7 +106,7 @@ class Output(ABC):
 
     @abstractmethod
     def _close(self) -> Tensor:
-        """Close the output and return what ``finished`` returns."""
+        """Close the output and return the samples that it holds, as ``finished`` does."""
 
 
 def open_output(
@@ -93,7 +119,7 @@ def open_output(
     dtype: str = "float32",
     bounds: tuple[float, float] | None = None,
 ) -> Output:
-    """Check where samples go, and open it: a file is made, and an older file's manifest removed.
+    """Check where samples go. Files and folders are made by the first ``write``.
 
     Args:
         out: None for a new tensor on ``device``; a tensor or array (n, *shape) of ``dtype``, which
@@ -117,13 +143,36 @@ def open_output(
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     if isinstance(out, (str, os.PathLike)):
-        return _open_path(Path(out), n, shape, start, dtype, bounds)
+        return _open_path(_checked_path(out), n, shape, start, dtype, bounds)
     if out is not None and not isinstance(out, (Tensor, np.ndarray)):
         raise TypeError(f"out must be a tensor, an array or a path, got {type(out).__name__}")
     levels = _levels(dtype, bounds)
     if out is None:
         out = torch.empty((n, *shape), dtype=DTYPES[dtype], device=device)
-    return _Memory(_tensor(out, (n, *shape), dtype), shape, levels, None)
+    return _Memory(_tensor(out, (n, *shape), dtype), shape, levels)
+
+
+def _checked_path(out: str | os.PathLike[str]) -> Path:
+    """Return a path that has a name and can be written; nothing is made yet."""
+    given, path = os.fspath(out), Path(out)
+    if path.name in ("", ".."):
+        raise ValueError(
+            f"out must be a path that ends in the name of a file or folder, got {given!r}: give "
+            "one, as samples.npy"
+        )
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    # The manifest of a file is beside it, that of a folder in it.
+    for place in (path,) if path.is_dir() else (folder, path):
+        if place.exists() and not os.access(place, os.W_OK):
+            raise ValueError(
+                f"out must be writable, got {given!r}: no permission to write to "
+                f"{os.fspath(place)!r}"
+            )
+    if not folder.is_dir():
+        raise ValueError(f"out must be in a folder, got {given!r}: {os.fspath(folder)!r} is a file")
+    return path
 
 
 def _open_path(
@@ -141,13 +190,12 @@ def _open_path(
         )
     if path.suffix:
         levels = _levels(dtype, bounds)
-        manifest = Path(f"{os.fspath(path)}.json")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        manifest.unlink(missing_ok=True)  # an older file's: written again at the end
-        if path.suffix == ".npz":
-            return _Npz(path, n, shape, levels, manifest)
-        array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(n, *shape))
-        return _Memory(torch.from_numpy(array), shape, levels, manifest)
+        if path.is_dir():
+            raise ValueError(
+                f"out must be a file where it ends in {path.suffix}, but {os.fspath(path)!r} is a "
+                "folder: give another name"
+            )
+        return (_Npz if path.suffix == ".npz" else _Npy)(path, n, shape, levels)
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise ValueError(
             "out without a suffix is a folder of PNGs, which need samples of shape (1 or 3, "
@@ -196,27 +244,22 @@ def _to_uint8(samples: Tensor, bounds: tuple[float, float]) -> Tensor:
 
 
 class _Memory(Output):
-    """A tensor, an array or a memory-mapped ``.npy``.
+    """A tensor or an array.
 
     Args:
         tensor: (n, *shape) in the output's dtype.
-        shape: As of ``Output``, like the arguments that follow.
+        shape: As of ``Output``.
         bounds: The range that becomes 0 .. 255, or None.
-        manifest: Path of the manifest, or None.
     """
 
     def __init__(
-        self,
-        tensor: Tensor,
-        shape: tuple[int, ...],
-        bounds: tuple[float, float] | None,
-        manifest: Path | None,
+        self, tensor: Tensor, shape: tuple[int, ...], bounds: tuple[float, float] | None
     ) -> None:
-        super().__init__(shape, bounds, manifest)
+        super().__init__(shape, bounds, None)
         self._tensor = tensor
 
-    def samples(self, count: int) -> Tensor | None:
-        return self._tensor[:count]
+    def _open(self) -> None:
+        pass  # it is there
 
     def _store(self, position: int, samples: Tensor) -> None:
         self._tensor[position : position + len(samples)].copy_(samples)
@@ -225,79 +268,148 @@ class _Memory(Output):
         return self._tensor
 
 
-class _Npz(Output):
-    """An uncompressed ``.npz`` with one array ``arr_0``, written from front to back.
+class _File(Output):
+    """A file of one array, with a ``.json`` beside it as its manifest.
 
     Args:
         path: Of the file.
         n: Number of samples.
-        shape: As of ``Output``, like the arguments that follow.
+        shape: As of ``Output``.
         bounds: The range that becomes 0 .. 255, or None.
-        manifest: Path of the manifest.
     """
 
     def __init__(
-        self,
-        path: Path,
-        n: int,
-        shape: tuple[int, ...],
-        bounds: tuple[float, float] | None,
-        manifest: Path,
+        self, path: Path, n: int, shape: tuple[int, ...], bounds: tuple[float, float] | None
     ) -> None:
-        super().__init__(shape, bounds, manifest)
-        self._path, self._n, self._written = path, n, 0
-        self._stored = (*shape[1:], shape[0]) if len(shape) == 3 else shape
-        files = contextlib.ExitStack()
-        self._file = files.enter_context(path.open("w+b"))
-        archive = files.enter_context(zipfile.ZipFile(self._file, "w"))
-        info = zipfile.ZipInfo("arr_0.npy")
-        # Five bytes more, an extra field of Android's zipalign, make the zip header 64 bytes long.
-        # So the array is aligned in the file, and can be memory-mapped.
-        info.extra = b"\x35\xd9\x01\x00\x00"
-        self._member = files.enter_context(archive.open(info, "w", force_zip64=True))
-        # Closes from the innermost outwards, also where the run ends early.
-        self._close_files = weakref.finalize(self, files.close)
-        header = {
-            "descr": np.lib.format.dtype_to_descr(np.dtype(self._dtype)),
-            "fortran_order": False,
-            "shape": (n, *self._stored),
-        }
-        np.lib.format.write_array_header_1_0(self._member, header)
-        self._offset = self._file.tell()
+        super().__init__(shape, bounds, Path(f"{os.fspath(path)}.json"))
+        self._path, self._n = path, n
 
-    def samples(self, count: int) -> Tensor | None:
-        if count == 0:  # which cannot be mapped
-            return torch.empty((0, *self._shape), dtype=DTYPES[self._dtype])
-        if not self._file.closed:
-            self._file.flush()
-        # Copy on write: torch has no read-only tensors.
-        array = np.memmap(self._path, self._dtype, "c", self._offset, (count, *self._stored))
-        tensor = torch.from_numpy(array)
-        return tensor.movedim(-1, 1) if len(self._shape) == 3 else tensor
+    @property
+    def _empty(self) -> Tensor:
+        return torch.empty((0, *self._shape), dtype=DTYPES[self._dtype])
+
+
+class _Npy(_File):
+    """A memory-mapped ``.npy``; rows that are not written are zeros."""
+
+    _tensor: Tensor
+
+    def _open(self) -> None:
+        array = np.lib.format.open_memmap(
+            self._path, mode="w+", dtype=self._dtype, shape=(self._n, *self._shape)
+        )
+        self._tensor = torch.from_numpy(array)
 
     def _store(self, position: int, samples: Tensor) -> None:
-        if position != self._written:
+        self._tensor[position : position + len(samples)].copy_(samples)
+
+    def _close(self) -> Tensor:
+        return self._tensor if self._opened else self._empty
+
+
+class _Npz(_File):
+    """An uncompressed ``.npz`` with one array ``arr_0``, written from front to back."""
+
+    _archive: _Archive
+
+    def _open(self) -> None:
+        shape = self._shape
+        stored = (*shape[1:], shape[0]) if len(shape) == 3 else shape
+        self._archive = _Archive(self._path, self._n, stored, self._dtype)
+        weakref.finalize(self, self._archive.close)  # where the run is given up without a word
+
+    def _store(self, position: int, samples: Tensor) -> None:
+        if position != self._archive.rows:
             raise ValueError(
-                f"a .npz is written from front to back: position must be {self._written}, got "
+                f"a .npz is written from front to back: position must be {self._archive.rows}, got "
                 f"{position}"
             )
         if len(self._shape) == 3:
             samples = samples.movedim(1, -1)
-        self._member.write(samples.cpu().contiguous().numpy().data)
-        self._written += len(samples)
+        self._archive.write(samples.cpu().contiguous().numpy())
 
     def _close(self) -> Tensor:
-        self._close_files()
-        samples = self.samples(self._n)
-        assert samples is not None
-        return samples
+        if not self._opened:
+            return self._empty
+        archive = self._archive
+        archive.close()
+        if not archive.rows:  # which cannot be mapped
+            return self._empty
+        stored = (archive.rows, *archive.shape)
+        # Copy on write: torch has no read-only tensors.
+        array = np.memmap(self._path, self._dtype, "c", archive.offset, stored)
+        tensor = torch.from_numpy(array)
+        return tensor.movedim(-1, 1) if len(self._shape) == 3 else tensor
+
+
+class _Archive:
+    """The file of a ``.npz``. Closed early, it holds the rows that were written.
+
+    Args:
+        path: Of the file.
+        n: Number of rows.
+        shape: Of a row.
+        dtype: Of the array.
+    """
+
+    def __init__(self, path: Path, n: int, shape: tuple[int, ...], dtype: str) -> None:
+        self.n, self.shape, self.rows = n, shape, 0
+        self._dtype, self._file = np.dtype(dtype), path.open("w+b")
+        self._zip = zipfile.ZipFile(self._file, "w")
+        self._info = zipfile.ZipInfo("arr_0.npy")
+        # Five bytes more, an extra field of Android's zipalign, make the zip header 64 bytes long.
+        # So the array is aligned in the file, and can be memory-mapped.
+        self._info.extra = b"\x35\xd9\x01\x00\x00"
+        self._member = self._zip.open(self._info, "w", force_zip64=True)
+        self._start, self._header = self._file.tell(), self._npy_header(n)
+        self._member.write(self._header)
+        self.offset = self._file.tell()  # of the first row
+
+    def write(self, rows: np.ndarray) -> None:
+        """Append rows (m, *shape)."""
+        self._member.write(rows.data)
+        self.rows += len(rows)
+
+    def close(self) -> None:
+        """Close the file, once; where rows are missing, its header is set to those written."""
+        if self._file.closed:
+            return
+        with self._file, self._zip:
+            self._member.close()
+            if self.rows < self.n:
+                self._shorten()
+
+    def _npy_header(self, rows: int) -> bytes:
+        header = io.BytesIO()
+        fields = {
+            "descr": np.lib.format.dtype_to_descr(self._dtype),
+            "fortran_order": False,
+            "shape": (rows, *self.shape),
+        }
+        np.lib.format.write_array_header_1_0(header, fields)
+        return header.getvalue()
+
+    def _shorten(self) -> None:
+        """Write the number of rows into the array's header, and the new checksum into the zip's."""
+        # As long as the old one: the length in bytes 8 and 9 counts the spaces before the line end.
+        text = self._npy_header(self.rows)[10:].rstrip()
+        header = self._header[:10] + text.ljust(len(self._header) - 11) + b"\n"
+        self._file.seek(self._start)
+        self._file.write(header)
+        self._file.seek(self._start)
+        checksum, left = 0, self._info.file_size
+        while left and (block := self._file.read(min(left, 2**20))):
+            checksum, left = zlib.crc32(block, checksum), left - len(block)
+        self._info.CRC = checksum  # goes into the directory at the end, too
+        self._file.seek(self._info.header_offset)
+        self._file.write(self._info.FileHeader(zip64=True))
 
 
 class _Pictures(Output):
     """A folder of PNGs, with ``samples.json`` as their manifest.
 
     Args:
-        folder: Made if absent.
+        folder: Of the pictures.
         n: Number of samples.
         shape: As of ``Output``.
         bounds: The range that becomes 0 .. 255, or None.
@@ -318,8 +430,6 @@ class _Pictures(Output):
         except ImportError as error:
             raise ImportError('PNGs need Pillow: pip install "fastmsgm[images]"') from error
         self._folder, self._start, self._image = folder, start, Image
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "samples.json").unlink(missing_ok=True)  # an older run's
         own = range(start, start + n)
         others = sum(
             not (path.stem.isdecimal() and int(path.stem) in own) for path in folder.glob("*.png")
@@ -331,8 +441,11 @@ class _Pictures(Output):
                 others,
             )
 
-    def samples(self, count: int) -> Tensor | None:
+    def stopped(self, count: int) -> None:
         return None
+
+    def _open(self) -> None:
+        pass  # the folder holds the manifest, too
 
     def _store(self, position: int, samples: Tensor) -> None:
         pictures = samples.movedim(1, -1).cpu().numpy()

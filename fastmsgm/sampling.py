@@ -14,12 +14,13 @@ from torch import Tensor
 
 from fastmsgm import ops
 from fastmsgm.gbm import GBM, LogNormalPrior
-from fastmsgm.job import NonFiniteError, Step, check_job, check_model, plan_of
+from fastmsgm.job import check_job, check_model, plan_of
 from fastmsgm.model import ScoreModel
 from fastmsgm.output import open_output
 from fastmsgm.rotation import RadialPrior, Rotation
 from fastmsgm.solver import Plan, Solver
 from fastmsgm.solvers import resolve
+from fastmsgm.step import NonFiniteError, Step
 
 _log = logging.getLogger("fastmsgm")
 
@@ -82,6 +83,8 @@ def sample(
         out: A tensor or array (n, ...) to fill, or a path to write chunk by chunk: a ``.npy``
             file, an ``.npz`` file (``arr_0``, images as (n, height, width, channels)), or a folder
             of PNG files named by the sample's index. A ``.json`` beside it says how it was made.
+            An older file is replaced when the first chunk is finished. Where a later chunk fails,
+            finished samples stay; a ``.npz`` holds no others, a ``.npy`` has zeros in their rows.
             None allocates a tensor on the device.
         dtype: "float32", or "uint8" for 0 .. 255 over the model's ``bounds``.
         compile: Compile the network and the step together (``torch.compile``), once for all steps
@@ -108,7 +111,7 @@ def sample(
         TypeError: An argument of the wrong type; the message names it.
         ValueError: An argument out of range; the message names it.
         NonFiniteError: The network or the state left the float32 numbers; finished samples are in
-            ``error.samples``.
+            ``error.samples``, which is None where ``out`` is a folder.
 
     Example:
         >>> x = fastmsgm.sample("cauchy-rotation", n=1000, seed=3, batch_size=500, progress=False)
@@ -165,8 +168,10 @@ def sample(
         for chunk in job.chunks(loop, progress, callback):
             output.write(done, chunk)
             done += len(chunk)
-    except NonFiniteError as error:
-        error.samples = output.samples(done)
+    except BaseException as error:  # also of the keyboard: finished samples can be read
+        finished = output.stopped(done)
+        if isinstance(error, NonFiniteError):
+            error.samples = finished
         raise
     _log.info(
         "%d samples, %d network calls each, %.1f samples/s; backend %s on %s",

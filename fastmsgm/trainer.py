@@ -7,16 +7,14 @@ stopped and resumed follows the uninterrupted one exactly.
 
 from __future__ import annotations
 
-import functools
-import inspect
-import json
+import itertools
 import logging
 import math
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,19 +25,27 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fastmsgm.checkpoint import TrainingRun
-from fastmsgm.checks import check_int, is_number, positive
+from fastmsgm.checks import check_int, is_number
 from fastmsgm.condition import checked_condition, checksum
-from fastmsgm.data.batches import Batches, Data, as_float
+from fastmsgm.data.batches import Batches
+from fastmsgm.data.items import as_float
+from fastmsgm.data.loaders import Data
 from fastmsgm.loss import EVALUATION, Loss, check_range
-from fastmsgm.model import FORMAT_VERSION, Model, ScoreModel, check_bare_model
-from fastmsgm.nets import NETS
+from fastmsgm.model import Model, ScoreModel, check_bare_model, evaluation
+from fastmsgm.run_settings import (
+    lr_schedule,
+    make_optimizer,
+    name_of,
+    optimizer_settings,
+    run_settings,
+)
 from fastmsgm.sampling import sample
 from fastmsgm.wrappers import unwrap
 
 CHECKPOINT_SECONDS = 180.0
 FLUSH_EVERY = 50  # steps between two reads of the loss, each of which waits for the device
 GRID = 16  # images that TensorBoard gets
-CHECKED_AT_ONCE = 2**24  # numbers of the data that are checked together
+CHECKED_AT_ONCE = 2**21  # numbers of the data that are checked together
 _log = logging.getLogger("fastmsgm")
 
 
@@ -101,7 +107,8 @@ def fit(
         model: From ``GBMModel.for_data`` or the like, trained on its own device.
         data: In the data's own range: a tensor (N, ...), float32 or uint8; or a Dataset or
             DataLoader, whose items are x, (x, label) or (x, {name: condition}). uint8 images stay
-            so in memory, and every batch is divided by 255.
+            so in memory, and every batch is divided by 255. The order is ``fit``'s own, also for a
+            DataLoader without a sampler of its user's.
         labels: (N,) integers from 0, the classes of a tensor, for a class-conditional model.
         steps: Optimizer steps in all.
         batch_size: Samples per network call; None is the DataLoader's, or 128.
@@ -109,10 +116,10 @@ def fit(
         lr: Peak learning rate, or a function of the step, which then replaces warm-up and decay.
             It is that of all parameter groups.
         warmup: Steps of linear warm-up.
-        clip: Largest gradient norm.
+        clip: Largest gradient norm; ``math.inf`` does not clip.
         optimizer: None is Adam; else an optimizer of the network's parameters, or a function of
             the parameters that returns one, such as ``functools.partial(torch.optim.AdamW,
-            weight_decay=0.01)``.
+            weight_decay=0.01)``. Its own learning rates are replaced by ``lr``.
         ema: Decay of the weight average per step, in [0, 1).
         precision: "fp32" or "bf16" for the network; None keeps the model's. fp16 gradients would
             underflow.
@@ -121,12 +128,14 @@ def fit(
         drop: Share of the samples whose label and conditions are dropped, in [0, 1), so that the
             model can be sampled with guidance; 0.1 is a usual choice.
         transform: Augmentation of one sample, as torchvision has them. torch's generator is set
-            from the noise stream for every sample, so it resumes exactly.
+            from the noise stream for every sample, so it resumes exactly; those of NumPy and
+            Python are not.
         loss: None is ``model.default_loss``; else a callable as described there, such as
             ``fastmsgm.gbm.DenoisingLoss(p_mean=-0.5, p_std=1.4)``. A checkpoint identifies it, and
             ``transform``, ``optimizer`` and ``lr``, by ``repr`` or by qualified name.
         validation: Held-out data, of the same kinds as data; TensorDataset(x, labels) has labels.
-        callback: Called with a ``TrainStep`` every ``every`` steps and at the end.
+        callback: Called with a ``TrainStep`` every ``every`` steps and at the end. When it raises,
+            the run is saved, and the model keeps the weights of the last step.
         every: Steps between two calls of the callback, two validations, two images of
             TensorBoard.
         out: Folder for ``config.json``, ``model.safetensors`` (the average),
@@ -164,7 +173,8 @@ def fit(
     )
     steps, accumulate = check_int("steps", steps, 1), check_int("accumulate", accumulate, 1)
     warmup, every = check_int("warmup", warmup, 0), check_int("every", every, 1)
-    clip, lr_of = positive("clip", clip), _schedule(lr, steps, warmup)
+    lr_of = lr_schedule(lr, steps, warmup)
+    _check("clip", clip, clip == math.inf or (is_number(clip) and clip > 0), "positive")
     _check("ema", ema, is_number(ema) and 0 <= ema < 1, "in [0, 1)")
     if callback is not None and not callable(callback):
         raise TypeError(
@@ -173,80 +183,62 @@ def fit(
     _check(
         "tensorboard", tensorboard, not tensorboard or out is not None, "given together with out"
     )
-    loss_of = Loss(model, loss, seed=seed, drop=drop)
     batches = Batches(
         data, labels, condition, transform=transform, batch_size=batch_size, seed=seed
     )
     _check_data("data", model, data, batches)
     if labels is not None:
         checked_condition(model, len(labels), labels, {})
-    held_out = None
-    if validation is not None:
-        held_out = Batches(validation, batch_size=batches.batch_size)
+    held_out = None if validation is None else Batches(validation, name="validation")
+    if validation is not None and held_out is not None:
         _check_data("validation", model, validation, held_out)
-        if held_out.samples is None:
-            raise ValueError(
-                "validation must have a length, got an iterable data set: give a tensor or a "
-                "Dataset"
-            )
-    optim = _optimizer(optimizer, list(model.net.parameters()))
-    config = model.net_config()
-    settings = {
-        "format_version": FORMAT_VERSION,
-        "steps": steps,
-        "batch_size": batches.batch_size,
-        "accumulate": accumulate,
-        "lr": _name_of(lr) if callable(lr) else lr,
-        "optimizer": None if optimizer is None else _name_of(optimizer),
-        "ema": ema,
-        "seed": seed,
-        "warmup": warmup,
-        "clip": clip,
-        "drop": drop,
-        "precision": precision,
-        "samples": batches.samples,
-        "loss": None if loss is None else _name_of(loss),
-        "transform": None if transform is None else _name_of(transform),
-        "labels": None if labels is None else checksum(labels),
-        "condition": {name: checksum(value) for name, value in (condition or {}).items()},
-        "net": config if config["name"] in NETS else None,  # another's arguments are its user's
-        **model.config(),
-    }
-    settings = json.loads(json.dumps(settings, default=float))  # as a checkpoint gives them back
+        _validate(model, itertools.islice(held_out.epoch(), 1), loss, seed)
+    optim = make_optimizer(optimizer, list(model.net.parameters()))
+    settings = run_settings(
+        model,
+        batches,
+        steps=steps,
+        accumulate=accumulate,
+        lr=name_of(lr) if callable(lr) else lr,
+        optimizer=optimizer_settings(optim),
+        ema=ema,
+        seed=seed,
+        warmup=warmup,
+        clip=clip,
+        drop=drop,
+        precision=precision,
+        loss=name_of(loss),
+        transform=name_of(transform),
+        labels=None if labels is None else checksum(labels),
+        condition={name: checksum(value) for name, value in (condition or {}).items()},
+    )
     run = TrainingRun(model, optim, settings, Path(out) if out is not None else None)
-    if run.step and not batches.exact:
-        _log.warning("the data have no fixed order: the resumed run continues with other batches")
-    if run.extended_from:
-        _log.warning(
-            "extended from %d to %d steps: at step %d the learning rate goes on with %.2g, that of "
-            "a schedule over %d steps",
-            run.extended_from,
-            steps,
-            run.step,
-            lr_of(run.step),
-            steps,
-        )
+    _tell_of_resume(run, batches, lr_of, lr, warmup)
+    loss_of = Loss(model, loss, seed=seed, drop=drop)
     model.precision = precision
     bar = tqdm(total=steps, initial=run.step, disable=not progress, desc="training", unit="step")
+    given: Mapping[str, Tensor] = {}
     recent: list[tuple[Tensor, Tensor]] = []  # loss and gradient norm of each step
     saved, reported = time.monotonic(), run.step
-    loss_of.train()
-    net, parameters = unwrap(model.net), list(model.net.parameters())
+    net = unwrap(model.net)
+    parameters = [p for group in optim.param_groups for p in group["params"]]
     averaged = model.with_net(run.average.module)
     writer_context = _tensorboard(run) if tensorboard else nullcontext()
     source = batches.iterate(run.step * accumulate)
     with _stop_requests() as stop, bar, writer_context as writer:
         while run.step < steps:
+            loss_of.train()
             for group in optim.param_groups:
                 group["lr"] = lr_of(run.step)
-            optim.zero_grad()
+            model.net.zero_grad()
             total = torch.zeros((), dtype=torch.float32, device=model.device)
-            for part in range(accumulate):
+            first = 0
+            for _ in range(accumulate):
                 x, given = next(source)
-                first = part * batches.batch_size
                 value = loss_of(x, step=run.step, first=first, **_split(model, given)) / accumulate
                 value.backward()
                 total += value.detach()
+                first += len(x)
             norm = nn.utils.clip_grad_norm_(parameters, clip)
             optim.step()
             run.average.update_parameters(net)
@@ -264,6 +256,7 @@ def fit(
                     raise FloatingPointError(
                         f"the {what} is {number} at step {run.step}: lower lr (now "
                         f"{lr_of(run.step - 1):.3g}) or use fp32"
+                        + ("" if isinstance(data, Tensor) else ", and look for NaN in the data")
                     )
             bar.set_postfix(loss=f"{sum(values) / len(values):.4f}")
             if writer is not None:
@@ -279,52 +272,89 @@ def fit(
                 seen = TrainStep(
                     step=run.step,
                     loss=sum(since) / len(since),
-                    validation_loss=_validate(averaged, held_out, loss, seed),
+                    validation_loss=held_out and _validate(averaged, held_out.epoch(), loss, seed),
                     lr=lr_of(run.step - 1),
                     grad_norm=norms[-1],
                     model=averaged.eval(),
                 )
-                _report(run, seen, callback, writer)
+                _report(run, seen, callback, writer, given)
             if stop.is_set():
                 raise KeyboardInterrupt(f"stopped after step {run.step}")
     net.load_state_dict(run.average.module.state_dict())
     return model.eval()
 
 
+def _tell_of_resume(
+    run: TrainingRun,
+    batches: Batches,
+    lr_of: Callable[[int], float],
+    lr: float | Callable[[int], float],
+    warmup: int,
+) -> None:
+    """Say what differs from a run that was not stopped."""
+    if run.step and not batches.exact:
+        _log.warning("the data have no fixed order: the resumed run continues with other batches")
+    if run.extended_from:
+        _log.warning(
+            "extended from %d to %d steps: at step %d the learning rate goes from %.2g to %.2g",
+            run.extended_from,
+            run.settings["steps"],
+            run.step,
+            lr_schedule(lr, run.extended_from, warmup)(run.step),
+            lr_of(run.step),
+        )
+
+
 def _report(
-    run: TrainingRun, seen: TrainStep, callback: Callable[[TrainStep], object] | None, writer: Any
+    run: TrainingRun,
+    seen: TrainStep,
+    callback: Callable[[TrainStep], object] | None,
+    writer: Any,
+    given: Mapping[str, Tensor],
 ) -> None:
     """Tell the callback and TensorBoard; whatever a callback raises, the run is saved first."""
-    if writer is not None:
-        if seen.validation_loss is not None:
-            writer.add_scalar("validation loss", seen.validation_loss, seen.step)
-        if len(seen.model.shape) == 3 and seen.model.shape[0] in (1, 3):
-            images = sample(seen.model, GRID, progress=False)
-            writer.add_images("samples", images, seen.step)
-    if callback is None:
-        return
     try:
-        callback(seen)
+        if writer is not None:
+            _write_report(writer, seen, given)
+        if callback is not None:
+            callback(seen)
     except BaseException:
         run.save()
         raise
 
 
+def _write_report(writer: Any, seen: TrainStep, given: Mapping[str, Tensor]) -> None:
+    """Write validation loss and, for images, samples with the conditions of the last batch."""
+    if seen.validation_loss is not None:
+        writer.add_scalar("validation loss", seen.validation_loss, seen.step)
+    model = seen.model
+    if len(model.shape) != 3 or model.shape[0] not in (1, 3):
+        return
+    few = {name: value[:GRID] for name, value in _split(model, given).items()}
+    n = min([GRID, *map(len, few.values())])
+    label = few.pop("labels", None)
+    images = sample(model, n, label=label, condition=few, progress=False)
+    low, high = model.bounds or (0.0, 0.0)
+    if not 0 < high - low < math.inf:
+        low, high = float(images.min()), float(images.max())
+    writer.add_images("samples", (images - low) / max(high - low, 1e-9), seen.step)
+
+
 def _validate(
     model: ScoreModel,
-    held_out: Batches | None,
+    batches: Iterable[tuple[Tensor, Mapping[str, Tensor]]],
     loss: Callable[..., Tensor] | None,
     seed: int,
-) -> float | None:
-    """Return the mean loss over one epoch of the validation data, at the same noise every time."""
-    if held_out is None or held_out.samples is None:
-        return None
-    loss_of = Loss(model, loss, seed=seed).eval()
-    total, batches = 0.0, math.ceil(held_out.samples / held_out.batch_size)
-    with torch.no_grad():
-        for k, (x, given) in zip(range(batches), held_out.iterate(0), strict=False):
-            total += float(loss_of(x, step=EVALUATION + k, first=0, **_split(model, given)))
-    return total / batches
+) -> float:
+    """Return the mean loss over all samples, at the same noise every time."""
+    loss_of = Loss(model, loss, seed=seed)
+    total, n = 0.0, 0
+    with evaluation(loss_of):
+        for x, given in batches:
+            options = _split(model, given)
+            values = loss_of(x, step=EVALUATION, first=n, reduction="none", **options)
+            total, n = total + float(values.sum()), n + len(x)
+    return total / n
 
 
 def _split(model: ScoreModel, given: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -346,51 +376,6 @@ def _check_data(name: str, model: ScoreModel, data: Data, batches: Batches) -> N
         x = as_float(part).to(model.device)
         check_range(model, x)
         model.check_states(model.to_state(x))
-
-
-def _optimizer(optimizer: Any, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    if optimizer is None:
-        return torch.optim.Adam(parameters, fused=True)
-    made = optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer(parameters)
-    if not isinstance(made, torch.optim.Optimizer):
-        raise TypeError(
-            "optimizer must be a torch.optim.Optimizer, or a function of the parameters that "
-            f"returns one, got {type(made).__name__}"
-        )
-    ours = {id(p) for p in parameters}
-    if any(id(p) not in ours for group in made.param_groups for p in group["params"]):
-        raise ValueError(
-            "optimizer must hold parameters of the model's network: build it from "
-            "model.net.parameters(), after the model is on its device"
-        )
-    return made
-
-
-def _name_of(thing: Any) -> str:
-    """Return what identifies a callable in a checkpoint: its ``repr``, or a name, no address."""
-    if isinstance(thing, functools.partial):
-        return f"partial({_name_of(thing.func)}, {thing.args}, {thing.keywords})"
-    if inspect.ismethod(thing):
-        return f"{_name_of(thing.__self__)}.{thing.__name__}"
-    named = thing if hasattr(thing, "__qualname__") else type(thing)
-    name = f"{named.__module__}.{named.__qualname__}"
-    optimizer = isinstance(thing, torch.optim.Optimizer)  # its repr has the learning rate
-    return name if named is thing or optimizer or " at 0x" in repr(thing) else repr(thing)
-
-
-def _schedule(
-    lr: float | Callable[[int], float], steps: int, warmup: int
-) -> Callable[[int], float]:
-    """Return the learning rate as a function of the step: warm-up and cosine decay of a number."""
-    if callable(lr):
-        return lambda step: float(lr(step))
-    peak = positive("lr", lr)
-
-    def schedule(step: int) -> float:
-        decay = (1 + math.cos(math.pi * step / steps)) / 2
-        return peak * min(1.0, (step + 1) / max(warmup, 1)) * decay
-
-    return schedule
 
 
 @contextmanager

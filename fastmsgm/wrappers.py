@@ -1,7 +1,7 @@
 """Other people's wrappers around a module, and the module inside.
 
-PyTorch's DistributedDataParallel and DataParallel, the AveragedModel of ``torch.optim.swa_utils``
-and what ``torch.compile`` returns all hold the module that they wrap.
+PyTorch's DistributedDataParallel and DataParallel, the AveragedModel of ``torch.optim.swa_utils``,
+what ``torch.compile`` returns and what ``Fabric.setup`` of Lightning does all hold a module.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ def unwrap(module: Any, *, compiled: bool = True) -> Any:
     while True:
         if isinstance(module, (DistributedDataParallel, DataParallel, AveragedModel)):
             module = module.module
+        elif isinstance(module, nn.Module) and hasattr(module, "_original_module"):
+            module = module._original_module  # Lightning Fabric's
         elif compiled and isinstance(module, nn.Module) and hasattr(module, "_orig_mod"):
             module = module._orig_mod
         else:
@@ -30,10 +32,14 @@ def unwrap(module: Any, *, compiled: bool = True) -> Any:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether a part of the module was sharded by ``fully_shard`` (FSDP2), which syncs itself."""
-    return any(
-        base.__name__ == "FSDPModule" for part in module.modules() for base in type(part).__mro__
-    )
+    """Whether ``fully_shard`` (FSDP2) sharded the module, or what holds it: it syncs by itself."""
+    return any(hasattr(parameter, "full_tensor") for parameter in module.parameters())
+
+
+def plain_state_dict(module: nn.Module) -> dict[str, Tensor]:
+    """Return the state dict of a module without the names of wrappers around it or its parts."""
+    state = unwrap(module).state_dict()
+    return {name.replace("_orig_mod.", ""): value for name, value in state.items()}
 
 
 def output_of(returned: Any, x: Tensor, name: str) -> Tensor:

@@ -198,6 +198,23 @@ def test_guidance_pushes_further() -> None:
     assert means[2] > means[1] + 0.15
 
 
+def test_a_function_may_change_all_that_it_gets() -> None:
+    def clean(x: Tensor, s: Tensor, size: Tensor) -> Tensor:
+        return 0.1 * torch.tanh(x) * size[:, None] * s[:, None]
+
+    def dirty(x: Tensor, s: Tensor, size: Tensor) -> Tensor:
+        result = clean(x, s, size)
+        for tensor in (x, s, size):
+            tensor.mul_(1000)
+        return result
+
+    options: dict[str, Any] = {"shape": (3,), "time": "sigma", "condition": {"size": torch.ones(5)}}
+    for process in (GBM(2.0), Rotation()):
+        for prediction in ("epsilon", "denoised", "v"):
+            arguments = {"process": process, "prediction": prediction, "steps": 3, **options}
+            assert torch.equal(sample(clean, 5, **arguments), sample(dirty, 5, **arguments))
+
+
 def test_images_of_classes_and_conditions_train_and_sample() -> None:
     images, labels = torch.rand(32, 1, 8, 8), torch.arange(32) % 2
     net = UNet(1, 8, 8, 1, 1, classes=2, condition={"size": 3})

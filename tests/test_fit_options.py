@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import fastmsgm
 from fastmsgm import GBM, GBMModel, TrainStep
+from fastmsgm.loss import EVALUATION
 from fastmsgm.nets import MLP, UNet
 
 fit = functools.partial(fastmsgm.fit, progress=False)
@@ -97,6 +98,24 @@ def test_validation_is_the_averaged_models_loss_at_fixed_noise() -> None:
     assert 0.3 < first < 3
 
 
+def test_validation_counts_every_sample_once() -> None:
+    model, held_out, seen = build(), data(20), list[TrainStep]()
+    fit(model, data(), steps=1, validation=held_out, callback=seen.append, **SHORT)
+    loss = fastmsgm.Loss(model).eval()
+    step, first = EVALUATION, 0
+    assert seen[0].validation_loss == pytest.approx(
+        loss(held_out, step=step, first=first).item(), rel=1e-5
+    )
+
+
+def test_validation_needs_labels_before_the_first_step() -> None:
+    model = GBMModel.for_data(MLP(3, 16, 2, classes=2), GBM(8.0), data(), classes=2)
+    labels, untouched = torch.arange(64) % 2, parameters(model).clone()
+    with pytest.raises(ValueError, match="labels must be given for a class-conditional model"):
+        fit(model, data(), labels, steps=2, validation=data(8), **SHORT)
+    assert torch.equal(parameters(model), untouched)
+
+
 def test_validation_has_labels_in_its_items() -> None:
     model = GBMModel.for_data(MLP(3, 16, 2, classes=2), GBM(8.0), data(), classes=2)
     held_out = TensorDataset(data(10), torch.arange(10) % 2)
@@ -114,8 +133,14 @@ class Stream(IterableDataset[Tensor]):
 def test_validation_is_checked_before_the_first_step() -> None:
     with pytest.raises(ValueError, match=r"validation must have shape \(N, 3\), got \(N, 2\)"):
         fit(build(), data(), steps=2, validation=torch.ones(4, 2), **SHORT)
-    with pytest.raises(ValueError, match="validation must have a length"):
-        fit(build(), data(), steps=2, validation=Stream(), **SHORT)
+    with pytest.raises(ValueError, match="validation must have at least one sample, got none"):
+        fit(build(), data(), steps=2, validation=torch.ones(0, 3), **SHORT)
+
+
+def test_validation_may_be_an_iterable() -> None:
+    seen: list[TrainStep] = []
+    fit(build(), data(), steps=2, validation=Stream(), callback=seen.append, **SHORT)
+    assert seen[0].validation_loss is not None
 
 
 # ---- optimizer, schedule, accumulation ----
@@ -158,6 +183,46 @@ def test_optimizers_of_other_parameters_are_refused() -> None:
         fit(build(), data(), steps=1, optimizer=list)  # pyright: ignore[reportArgumentType]
 
 
+def test_gradients_of_parameters_that_are_not_optimized_do_not_add_up() -> None:
+    seen: list[float] = []
+    fit(
+        build(),
+        data(),
+        steps=4,
+        lr=lambda step: 0.0,
+        optimizer=lambda parameters: torch.optim.SGD(list(parameters)[-2:]),
+        callback=lambda step: seen.append(step.grad_norm),
+        every=1,
+        **SHORT,
+    )
+    assert max(seen) < 3 * min(seen)
+
+
+def test_an_optimizer_that_needs_a_closure_is_refused() -> None:
+    with pytest.raises(TypeError, match="optimizer must take steps without a closure, got LBFGS"):
+        fit(build(), data(), steps=1, optimizer=torch.optim.LBFGS)
+
+
+def test_arguments_of_an_optimizer_identify_a_run(tmp_path: Path) -> None:
+    for decay, error in ((0.5, None), (0.0, ValueError)):
+        model = build()
+        instance = torch.optim.AdamW(model.net.parameters(), weight_decay=decay)
+        options: dict[str, Any] = {"steps": 2, "optimizer": instance, "out": tmp_path, **SHORT}
+        if error is None:
+            fit(model, data(), **options)
+        else:
+            with pytest.raises(error, match=r"other settings.*weight_decay"):
+                fit(model, data(), **options)
+
+
+def test_a_callback_may_change_the_mode() -> None:
+    modes: list[bool] = []
+    model = build()
+    model.net.register_forward_pre_hook(lambda net, inputs: modes.append(net.training))
+    fit(model, data(), steps=3, every=1, callback=lambda step: model.eval(), **SHORT)
+    assert modes == [True] * 3
+
+
 def test_a_schedule_of_the_users_is_followed() -> None:
     seen: list[float] = []
     fit(
@@ -192,7 +257,7 @@ def test_a_finished_run_is_extended(tmp_path: Path, caplog: pytest.LogCaptureFix
     with caplog.at_level(logging.WARNING, "fastmsgm"):
         fit(extended, data(), steps=6, **options)
     assert torch.equal(parameters(extended), parameters(whole))
-    assert "extended from 3 to 6 steps: at step 3 the learning rate goes on with 0.001" in (
+    assert "extended from 3 to 6 steps: at step 3 the learning rate goes from 0.001 to 0.001" in (
         caplog.text
     )
     assert len(losses(tmp_path)) == 6
@@ -263,13 +328,29 @@ def test_conditions_identify_a_run(tmp_path: Path) -> None:
         fit(model(), data(), condition={"size": size + 1}, steps=2, out=tmp_path, **SHORT)
 
 
+class Sized(Dataset[Any]):
+    """Images with a condition."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.images[index], {"size": torch.tensor(0.5)}
+
+
 def test_tensorboard_gets_rates_norms_and_images(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    images = torch.rand(32, 1, 8, 8)
-    model = GBMModel.for_data(UNet(1, 8, 8, 0, 1), GBM(8.0), images, offset=1.0, bounds=(0.0, 1.0))
-    fit(model, images, steps=2, validation=images[:8], tensorboard=True, out=tmp_path, **SHORT)
+    images = 255 * torch.rand(32, 1, 8, 8)
+    net, condition = UNet(1, 8, 8, 0, 1, condition={"size": 1}), {"size": torch.randn(32)}
+    model = GBMModel.for_data(net, GBM(8.0), images, offset=1.0, bounds=(0.0, 255.0))
+    held_out = DataLoader(Sized(images[:8]), batch_size=4)
+    options: dict[str, Any] = {"validation": held_out, "tensorboard": True, "out": tmp_path}
+    fit(model, images, condition=condition, steps=2, **options, **SHORT)
     events = EventAccumulator(str(tmp_path)).Reload().Tags()
     assert set(events["scalars"]) == {"loss", "lr", "gradient norm", "validation loss"}
     assert events["images"]

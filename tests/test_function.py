@@ -135,6 +135,37 @@ def test_x_and_time_are_float32_and_of_their_shapes(process: Any) -> None:
     samples(f, process=process, prediction="v")
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_module_is_called_in_the_dtype_of_its_parameters(dtype: torch.dtype) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(5, 3)
+
+        def forward(self, x: Tensor, s: Tensor, age: Tensor, kind: Tensor) -> Tensor:
+            assert x.dtype == s.dtype == age.dtype == dtype
+            assert kind.dtype == torch.int64
+            return self.layer(torch.cat((x, s[:, None], age[:, None]), dim=1))
+
+    condition = {"age": torch.arange(5.0), "kind": torch.arange(5)}
+    result = samples(Net().to(dtype), condition=condition, process=Rotation(), prediction="v")
+    assert result.dtype == torch.float32
+    assert bool(result.isfinite().all())
+
+
+def test_a_module_without_floating_point_parameters_gets_float32() -> None:
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.zeros(3, dtype=torch.int8), requires_grad=False)
+
+        def forward(self, x: Tensor, s: Tensor) -> Tensor:
+            assert x.dtype == s.dtype == torch.float32
+            return noise(x, s)
+
+    assert torch.equal(samples(Table()), samples(noise))
+
+
 @pytest.mark.parametrize("process", [GBM(3.0), Rotation()])
 def test_f_may_change_x_in_place(process: Any) -> None:
     def f(x: Tensor, s: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -21,6 +22,7 @@ from fastmsgm.gbm import DenoisingLoss
 from fastmsgm.nets import MLP
 
 MODELS = ("gbm", "rotation", "vp")
+WRAPS = ("loss", "net", "shards", "sharded loss")
 
 
 def data(n: int = 64, offset: float = 0.0) -> Tensor:
@@ -104,6 +106,8 @@ def trained(wrap: str, rank: int = 0, ranks: int = 1) -> GBMModel:
     loss: nn.Module = Loss(model)
     if wrap == "loss":
         loss = DistributedDataParallel(loss)
+    if wrap == "sharded loss":
+        fully_shard(loss, mesh=init_device_mesh("cpu", (ranks,)))
     optimizer = torch.optim.SGD(loss.parameters(), lr=0.1)
     for _ in range(3):
         optimizer.zero_grad()
@@ -115,7 +119,7 @@ def trained(wrap: str, rank: int = 0, ranks: int = 1) -> GBMModel:
 def on_rank(rank: int, store: str, folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
-    for wrap in ("loss", "net", "shards"):
+    for wrap in WRAPS:
         trained(wrap, rank, 2).save(f"{folder}/{wrap}{rank}")
     with pytest.warns(UserWarning, match=r"trained outside DistributedDataParallel, on 2 ranks"):
         trained("none", rank, 2).save(f"{folder}/none{rank}")
@@ -135,7 +139,7 @@ def distance(one: fastmsgm.ScoreModel, other: fastmsgm.ScoreModel) -> float:
     return max(float((a - b).detach().abs().max()) for a, b in pairs)
 
 
-@pytest.mark.parametrize("wrap", ["loss", "net", "shards"])
+@pytest.mark.parametrize("wrap", WRAPS)
 def test_two_ranks_train_as_one_process(wrap: str, ranks: Path) -> None:
     first, second = (fastmsgm.load(ranks / f"{wrap}{rank}") for rank in range(2))
     assert distance(first, second) == 0
@@ -194,6 +198,7 @@ def test_uint8_is_scaled_to_0_1() -> None:
         (torch.ones(4, 3), {"size": [1] * 4}, TypeError, "'size' must be a tensor, got list"),
         (torch.ones(4, 3), {"size": torch.full((4,), torch.nan)}, ValueError, "must be finite"),
         (torch.ones(4, 3), {"x": torch.zeros(4)}, ValueError, "must not be named 'x'"),
+        (torch.ones(4, 3), {"stream": torch.zeros(4)}, ValueError, "must not be named 'stream'"),
     ],
 )
 def test_wrong_batches_are_refused(
@@ -257,6 +262,27 @@ def test_the_losses_own_arithmetic_is_not_autocast() -> None:
     assert value.item() == Loss(model)(data()).item()
 
 
+class Exact(nn.Module):
+    """A network whose output does not depend on autocast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([0.1, -0.2, 0.3]))
+
+    def forward(self, x: Tensor, c_noise: Tensor, log_norm: Tensor) -> Tensor:
+        return x.float() * self.weight
+
+
+@pytest.mark.parametrize("noise", ["isotropic", "ring", "dense"])
+def test_rotations_own_arithmetic_is_not_autocast(noise: str) -> None:
+    model = RotationModel.for_data(Exact(), Rotation(noise=noise), data())
+    options: dict[str, Any] = {"n": 8, "steps": 4, "progress": False}
+    with torch.autocast("cpu", torch.bfloat16):
+        samples, value = fastmsgm.sample(model, **options), Loss(model)(data()).item()
+    assert torch.equal(samples, fastmsgm.sample(model, **options))
+    assert value == Loss(model)(data()).item()
+
+
 def test_sampling_respects_autocast() -> None:
     net, model = spied()
     with torch.autocast("cpu", torch.bfloat16):
@@ -299,6 +325,51 @@ def test_a_share_of_the_conditions_is_dropped_together() -> None:
     assert torch.equal(net.seen["size"].isnan().all(1), dropped)
     assert torch.equal(net.seen["size"].isnan().any(1), dropped)
     assert model.drop == 0.25
+
+
+def test_no_condition_is_dropped_in_evaluation_mode() -> None:
+    net = Recorder()
+    model = GBMModel.for_data(net, GBM(8.0), data())
+    size = torch.ones(2_000)
+    Loss(model, drop=0.5).eval()(data(2_000), size=size)
+    assert torch.equal(net.seen["size"], size)
+
+
+def test_a_network_must_take_dropped_conditions() -> None:
+    class NoNull(Recorder):
+        def forward(self, x: Tensor, c_noise: Tensor, **condition: Tensor) -> Tensor:
+            return self.layer(x) * condition["size"][:, None]
+
+    class NoNullClass(Recorder):
+        def forward(self, x: Tensor, c_noise: Tensor, **condition: Tensor) -> Tensor:
+            return self.layer(x) * torch.ones(2)[condition["label"]][:, None]
+
+    numbers = GBMModel.for_data(NoNull(), GBM(8.0), data())
+    with pytest.raises(ValueError, match="drop needs a network that takes dropped conditions"):
+        Loss(numbers, drop=0.1)(data(), size=torch.ones(64))
+    classes = GBMModel.for_data(NoNullClass(), GBM(8.0), data(), classes=2)
+    with pytest.raises(ValueError, match="drop needs a network that takes dropped conditions"):
+        Loss(classes, drop=0.1)(data(), labels=torch.zeros(64).long())
+
+
+def test_drop_travels_with_the_weights() -> None:
+    def conditional() -> GBMModel:
+        return GBMModel.for_data(MLP(3, 8, 1, condition={"size": 1}), GBM(8.0), data())
+
+    model = conditional()
+    average = AveragedModel(model)
+    Loss(model, drop=0.25)(data(), size=torch.ones(64))
+    average.update_parameters(model)
+    other = conditional()
+    other.load_state_dict(model.state_dict())
+    assert [model.drop, average.module.drop, other.drop] == [0.25] * 3
+    assert model.with_net(model.net).drop == 0.25
+
+
+def test_the_state_dict_is_one_of_safetensors(tmp_path: Path) -> None:
+    save_file(Loss(build()).state_dict(), tmp_path / "state.safetensors")  # shares no memory
+    again = Loss(build())
+    again.load_state_dict(load_file(tmp_path / "state.safetensors"))
 
 
 def test_no_condition_is_dropped_by_default() -> None:

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import functional
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fastmsgm import nets
-from fastmsgm.nets import MLP, Attention, FourierFeatures, UNet
+from fastmsgm.nets import MLP, UNet
+from fastmsgm.nets.conditioning import FourierFeatures
+from fastmsgm.nets.unet import FUSED_TOKENS, Attention
 
 
 @pytest.fixture(autouse=True)
@@ -204,13 +207,17 @@ WRONG: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"condition": {"a": 1}}, {"a": torch.zeros(4), "b": torch.zeros(4)},
      "built with condition={'a': 1}, which has no 'b': leave it out, or build the network with "
      "condition={'a': 1, 'b': 1}"),
-    ({"condition": {"a": 1}}, {}, "built with condition={'a': 1}, but 'a' is missing: pass a=, of "
-     "shape (4, 1) or (4,), with NaN where it is unknown"),
+    ({"condition": {"a": 1}}, {}, "built with condition={'a': 1}, but 'a' is missing: give "
+     "condition={'a': tensor} to sample and fit, or a=tensor to Loss, of shape (4, 1) or (4,)"),
+    ({"condition": {"log_norm": 1}}, {}, "but 'log_norm' is missing: only rotations have it: build "
+     "the network of another model without it"),
+    ({}, {"log_norm": torch.zeros(4)}, "built with condition={}, which has no 'log_norm': build "
+     "the network with condition={'log_norm': 1}"),
     ({"condition": {"a": 1}}, {"a": torch.zeros(3)}, "a must have shape (4, 1) or (4,), got (3,)"),
     ({"condition": {"a": 3}}, {"a": torch.zeros(4)}, "a must have shape (4, 3), got (4,)"),
     ({"condition": {"a": 3}}, {"a": torch.zeros(4, 2)}, "a must have shape (4, 3), got (4, 2)"),
-    ({"classes": 3}, {}, "built with classes=3, but the label is missing: pass label=, (4,) "
-     "integers, 3 where it is unknown"),
+    ({"classes": 3}, {}, "built with classes=3, but the label is missing: build the model with "
+     "classes=3, and give label= to sample, labels= to fit and Loss"),
     ({}, {"label": torch.zeros(4).long()}, "built with classes=0, but got a label"),
     ({"classes": 3}, {"label": torch.zeros(4)}, "built with classes=3: label must be (4,) "
      "integers, got (4,) torch.float32: convert with .long()"),
@@ -286,6 +293,42 @@ def test_unet_takes_any_size(height: int, width: int, levels: int) -> None:
         assert bool(p.grad.isfinite().all()), name
 
 
+@pytest.mark.parametrize(
+    ("levels", "size", "message"),
+    [
+        (7, (8, 8), r"levels=7, for sides of at least 64, got images of 8 x 8: UNet\(levels=4\)"),
+        (5, (64, 12), r"levels=5, for sides of at least 16, .* 64 x 12: UNet\(levels=4\)"),
+        (2, (1, 64), r"levels=2, for sides of at least 2, .* 1 x 64: flatten them and use an MLP"),
+    ],
+)
+def test_unet_refuses_images_that_are_mostly_padding(
+    levels: int, size: tuple[int, int], message: str
+) -> None:
+    """The advised number of levels is the largest that is accepted."""
+    x, c = torch.randn(1, 1, *size), torch.zeros(1)
+    with pytest.raises(ValueError, match=message):
+        tiny_unet(levels=levels)(x, c)
+    if advised := re.search(r"levels=(\d)\\\)", message):
+        most = int(advised[1])
+        assert tiny_unet(levels=most)(x, c).shape == x.shape
+        with pytest.raises(ValueError, match="levels"):
+            tiny_unet(levels=most + 1)(x, c)
+
+
+def test_levels_are_at_most_eight() -> None:
+    with pytest.raises(ValueError, match=r"levels must be in 2 \.\. 8, got 99"):
+        tiny_unet(levels=99)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_unet_refuses_groups_of_one_value(n: int) -> None:
+    x, c = torch.randn(n, 1, 4, 3), torch.zeros(n)
+    message = r"deep=8 and levels=2, which leaves GroupNorm one value of images of 4 x 3"
+    with pytest.raises(ValueError, match=message):
+        tiny_unet(deep=8)(x, c)
+    assert tiny_unet(deep=16)(x, c).shape == x.shape
+
+
 def test_unet_pads_with_the_last_row_and_column() -> None:
     net, x, c = shaken(tiny_unet(levels=3)), torch.randn(2, 1, 13, 22), torch.rand(2)
     padded = F.pad(x, (0, 2, 0, 3), mode="replicate")
@@ -339,7 +382,7 @@ def test_fused_attention_gives_the_same(side: int, monkeypatch: pytest.MonkeyPat
     attention, x = shaken(Attention(64)), torch.randn(2, 64, side, side)
     results = []
     for least in (1, 10**6):
-        monkeypatch.setattr(nets, "FUSED_TOKENS", least)
+        monkeypatch.setattr("fastmsgm.nets.unet.FUSED_TOKENS", least)
         results.append(attended(attention, x))
     for fused, written_out in zip(*results, strict=True):
         error = (fused - written_out).norm() / written_out.norm()
@@ -349,11 +392,25 @@ def test_fused_attention_gives_the_same(side: int, monkeypatch: pytest.MonkeyPat
 def test_a_unet_with_fused_attention_has_second_derivatives() -> None:
     """As sliced score matching takes them: by the input, then by the parameters."""
     net, side = shaken(tiny_unet()), 40
-    assert (side // 4) ** 2 >= nets.FUSED_TOKENS
+    assert (side // 4) ** 2 >= FUSED_TOKENS
     x = torch.randn(1, 1, side, side, requires_grad=True)
     (gradient,) = torch.autograd.grad(net(x, torch.zeros(1)).sum(), x, create_graph=True)
     gradient.square().sum().backward()
     assert float(net.attention[0].qkv.weight.grad.abs().max()) > 0
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")  # torch.func.jvp's own
+def test_derivatives_that_fused_attention_lacks_can_be_had_in_a_context() -> None:
+    """As ``Attention`` says: second ones by the weights, and forward mode."""
+    net, x, c = shaken(tiny_unet()), torch.randn(1, 1, 40, 40), torch.zeros(1)
+    weight = net.attention[0].qkv.weight
+    with sdpa_kernel(SDPBackend.MATH):
+        (gradient,) = torch.autograd.grad(net(x, c).square().sum(), weight, create_graph=True)
+        gradient.square().sum().backward()
+        ones, f = torch.ones_like(x), lambda a: net(a, c)
+        tangents = [jvp(f, (x,), (ones,))[1] for jvp in (torch.func.jvp, functional.jvp)]
+    assert float(weight.grad.abs().max()) > 0
+    torch.testing.assert_close(tangents[0], tangents[1])
 
 
 # ---- arguments ----
@@ -387,7 +444,8 @@ def test_sizes_are_integers(net: Callable[..., MLP | UNet], name: str, least: in
     for wrong in (2.0, True, "2", None):
         with pytest.raises(TypeError, match=f"{name} must be an int, got {wrong!r}"):
             net(**{**least_size, name: wrong})
-    with pytest.raises(ValueError, match=f"{name} must be at least {least}, got {least - 1}"):
+    allowed = f"(at least {least}|in {least} .. 8), got {least - 1}"
+    with pytest.raises(ValueError, match=f"{name} must be {allowed}"):
         net(**{**least_size, name: least - 1})
     built = net(**{**least_size, name: np.int64(least)})
     assert type(built.config[name]) is int

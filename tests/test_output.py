@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import os
+import re
 import sys
 import tracemalloc
 import zipfile
@@ -14,8 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import fastmsgm
+from fastmsgm import NonFiniteError
 from fastmsgm.output import Output, open_output
 
 Image = pytest.importorskip("PIL.Image")
@@ -254,7 +258,7 @@ def test_samples_of_an_unfinished_run(
     output = opened(name and tmp_path / name, tuple(x.shape[1:]), dtype=dtype)
     for first in range(0, count, 4):
         output.write(first, x[first : first + 4])
-    samples = output.samples(count)
+    samples = output.stopped(count)
     assert samples is not None
     assert samples.dtype == getattr(torch, dtype)
     assert samples.shape == (count, *x.shape[1:])
@@ -264,8 +268,117 @@ def test_samples_of_an_unfinished_run(
 def test_samples_of_an_unfinished_folder_are_in_the_folder(tmp_path: Path) -> None:
     output = opened(tmp_path / "folder")
     output.write(0, data(IMAGES)[:4])
-    assert output.samples(4) is None
+    assert output.stopped(4) is None
     assert len(list((tmp_path / "folder").glob("*.png"))) == 4
+
+
+@pytest.mark.parametrize("count", [4, 8])
+def test_an_npz_of_an_unfinished_run_holds_the_finished_samples(
+    count: int, x: Tensor, tmp_path: Path
+) -> None:
+    """With one digit less in the header than for all samples, and a sound checksum."""
+    output = opened(tmp_path / "x.npz", tuple(x.shape[1:]))
+    for first in range(0, count, 4):
+        output.write(first, x[first : first + 4])
+    samples = output.stopped(count)
+    stored = np.load(tmp_path / "x.npz")["arr_0"]
+    finished = x[:count]
+    np.testing.assert_array_equal(stored, finished.movedim(1, -1) if x.ndim == 4 else finished)
+    with zipfile.ZipFile(tmp_path / "x.npz") as archive:
+        assert archive.testzip() is None
+    assert samples is not None
+    assert torch.equal(samples, finished)
+
+
+def test_an_npz_of_a_run_that_is_given_up_holds_the_finished_samples(tmp_path: Path) -> None:
+    x = data(VECTORS)
+    output = opened(tmp_path / "x.npz", VECTORS)
+    output.write(0, x[:4])
+    del output
+    gc.collect()
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npz")["arr_0"], x[:4])
+
+
+def test_an_npy_of_an_unfinished_run_holds_zeros_after_the_finished_samples(tmp_path: Path) -> None:
+    x = data(VECTORS)
+    output = opened(tmp_path / "x.npy", VECTORS)
+    output.write(0, x[:4])
+    output.stopped(4)
+    stored = np.load(tmp_path / "x.npy")
+    np.testing.assert_array_equal(stored[:4], x[:4])
+    assert stored.shape == (10, *VECTORS)
+    assert not stored[4:].any()
+
+
+def everything(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class Sized(nn.Module):
+    """Needs a condition, and returns NaN."""
+
+    def forward(self, x: Tensor, c_noise: Tensor, *, size: Tensor) -> Tensor:
+        return x * torch.nan
+
+
+@pytest.mark.parametrize("name", [name for name, _ in FILES])
+@pytest.mark.parametrize(
+    ("condition", "error"), [({}, TypeError), ({"size": torch.zeros(3)}, NonFiniteError)]
+)
+def test_an_older_file_outlives_a_network_that_fails_at_once(
+    name: str, condition: dict[str, Tensor], error: type[Exception], tmp_path: Path
+) -> None:
+    images = torch.rand(8, *IMAGES)
+    model = fastmsgm.GBMModel.for_data(
+        Sized(), fastmsgm.GBM(8.0), images, offset=1.0, bounds=(0.0, 1.0)
+    )
+    written(tmp_path / name, data(IMAGES))
+    before = everything(tmp_path)
+    with pytest.raises(error):
+        fastmsgm.sample(model, 3, condition=condition, steps=2, progress=False, out=tmp_path / name)
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["new/x.npy", "new/x.npz", "new/folder"])
+def test_nothing_is_made_before_the_first_samples(name: str, tmp_path: Path) -> None:
+    opened(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [NonFiniteError, KeyboardInterrupt])
+def test_a_run_that_ends_early_leaves_a_readable_npz(
+    error: type[BaseException], tmp_path: Path
+) -> None:
+    """The second chunk of two samples fails."""
+    calls = 0
+
+    def f(x: Tensor, s: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls <= 2:
+            return torch.zeros_like(x)
+        if error is KeyboardInterrupt:
+            raise KeyboardInterrupt
+        return x * torch.nan
+
+    with pytest.raises(error) as raised:
+        fastmsgm.sample(
+            f,
+            6,
+            process=fastmsgm.GBM(1.0),
+            shape=(7,),
+            prediction="epsilon",
+            time="sigma",
+            steps=2,
+            batch_size=2,
+            progress=False,
+            out=tmp_path / "x.npz",
+        )
+    stored = np.load(tmp_path / "x.npz")["arr_0"]
+    assert stored.shape == (2, 7)
+    assert stored.all()
+    if isinstance(raised.value, NonFiniteError):
+        np.testing.assert_array_equal(raised.value.samples, stored)
 
 
 # ---- what is refused ----
@@ -343,6 +456,44 @@ def test_a_refused_path_is_not_made(
     with pytest.raises(ValueError, match=message):
         opened(tmp_path / "new" / name, **options)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["", ".", "/", "..", "x/.."])
+def test_a_path_without_a_name_is_refused(name: str) -> None:
+    message = f"out must be a path that ends in the name of a file or folder, got {name!r}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        opened(name)
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz"])
+def test_a_folder_is_no_file(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=r"out must be a file where it ends in .* is a folder"):
+        opened(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz", "folder", "new/x.npy"])
+def test_a_place_that_cannot_be_written_is_refused_at_once(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # root may all
+    with pytest.raises(ValueError, match=r"out must be writable, got .*: no permission to write"):
+        opened(tmp_path / name)
+
+
+def test_a_folder_may_be_in_one_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    written(tmp_path / "folder", data(IMAGES))
+
+
+@pytest.mark.parametrize("name", ["x.npy", "new/x.npz", "folder"])
+def test_a_file_in_a_file_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("keep")
+    with pytest.raises(ValueError, match=r"out must be in a folder, got .*notes' is a file"):
+        opened(tmp_path / "notes" / name)
 
 
 def test_a_file_without_suffix_is_no_folder(tmp_path: Path) -> None:

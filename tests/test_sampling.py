@@ -360,7 +360,7 @@ class Narrow(nn.Module):
             TypeError,
             "model must be a ScoreModel, a name, a path or a function, got int",
         ),
-        ({"model": MLP(3)}, TypeError, "process must be a GBM or a Rotation for a function, got N"),
+        ({"model": MLP(3)}, TypeError, "a function with process=.*, got MLP alone"),
         (
             {"out": torch.empty(4, 2)},
             ValueError,
@@ -393,7 +393,12 @@ def test_counts_are_integers(name: str, value: object) -> None:
     message = rf"{name} must be an int, got {re.escape(repr(value))} \({type(value).__name__}\)"
     error: type[Exception] = TypeError
     if name == "label" and value == [2]:  # labels, one for each sample
-        error, message = ValueError, r"must have shape \(4,\), one for each sample, got \(1,\)"
+        error, message = (
+            ValueError,
+            r"label must have shape \(4,\), one for each sample, got \(1,\)",
+        )
+    if name == "seed" and value == [2]:
+        message = "seed must be one int, got a list"
     for call in (sample, sample_iter):
         with pytest.raises(error, match=message):
             call(class_model(), progress=False, **options)

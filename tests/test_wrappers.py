@@ -56,6 +56,17 @@ def test_a_wrapped_network_trains_samples_saves_and_loads(name: str, tmp_path: P
     assert torch.equal(sample(fastmsgm.load(tmp_path)), sample(plain))
 
 
+def test_a_network_with_compiled_parts_is_saved_plainly(tmp_path: Path) -> None:
+    plain, model = build(), build()
+    model.net.layers[0] = compiled(model.net.layers[0])
+    model.save(tmp_path)
+    loaded = fastmsgm.load(tmp_path)
+    assert torch.equal(sample(loaded), sample(plain))
+    model.net.layers[0].weight.data.zero_()
+    model.load_weights(loaded.state_dict())
+    assert torch.equal(model.net.layers[0].weight, plain.net.layers[0].weight)
+
+
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_a_wrapped_model_is_sampled(name: str) -> None:
     assert torch.equal(sample(WRAPPERS[name](build())), sample(build()))

@@ -8,7 +8,8 @@ vectors = data.synthetic.correlated_cauchy(10_000, d=4)
 """
 
 from . import synthetic
-from .batches import Batches, one_pass
+from .batches import Batches
+from .blocks import one_pass
 from .files import NAMES, load
 from .folders import image_folder
 from .images import cifar10, fashion_mnist, kmnist, mnist

@@ -22,7 +22,8 @@ from fastmsgm.data.images import cifar10, fashion_mnist, kmnist, mnist
 _SUFFIXES = (".npy", ".npz", ".safetensors")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 BY_NAME = {"fashion-mnist": fashion_mnist, "mnist": mnist, "kmnist": kmnist, "cifar-10": cifar10}
-_BLOCK = 2**24  # bytes of images whose axes are moved at a time
+_CHANNELS = (1, 3)  # of images whose channels are the last axis
+_BLOCK = 2**24  # numbers of images whose axes are moved at a time
 NAMES = tuple(BY_NAME)
 
 
@@ -33,8 +34,9 @@ def load(name_or_path: str | os.PathLike[str], size: int | None = None) -> Tenso
         name_or_path: One of ``NAMES``; or a ``.npy``, ``.npz`` or ``.safetensors`` file that holds
             one array (n, ...) of float16, bfloat16, float32 or float64, or of uint8 images
             (n, c, h, w) or (n, h, w, c); or a folder of images, see ``image_folder``. Of several
-            arrays in a ``.npz`` the one named ``arr_0`` is taken, as tools for the Frechet distance
-            write it. The axis of channels of uint8 images is the smaller one of axes 1 and 3.
+            arrays in a ``.npz`` the one named ``arr_0`` is taken, as ``sample`` and tools for the
+            Frechet distance write it. uint8 images, and four axes of any dtype in a ``.npz``, are
+            taken as (n, h, w, c) where the last axis is 1 or 3 and axis 1 is not.
         size: Height and width of the images of a folder; None is their own, if all have one size.
 
     Returns:
@@ -49,7 +51,8 @@ def load(name_or_path: str | os.PathLike[str], size: int | None = None) -> Tenso
             finite in float32, or a size for what is no folder.
     """
     path = Path(name_or_path)
-    if name_or_path not in BY_NAME and path.is_dir():
+    # Path("") is the current folder, which nobody means by it.
+    if name_or_path not in BY_NAME and os.fspath(name_or_path) and path.is_dir():
         return image_folder(path, size, channels=None)
     if size is not None:
         raise ValueError(f"size is for folders of images, got {str(name_or_path)!r}: leave it out")
@@ -124,8 +127,13 @@ def _checked(path: Path, x: Tensor) -> Tensor:
         raise ValueError(
             f"{path}: data must have shape (n, ...) with n >= 1 and features, got {tuple(x.shape)}"
         )
+    if x.dtype == torch.uint8 and x.ndim != 4:
+        raise ValueError(
+            f"{path}: data of uint8 must be images (n, c, h, w) or (n, h, w, c), got "
+            f"{tuple(x.shape)}: add the axis of channels, or convert other data to float32"
+        )
     if x.dtype == torch.uint8:
-        return _channels_first(path, x.contiguous())
+        return _channels_first(x.contiguous())
     x = x.float().contiguous()
     finite = x.isfinite().flatten(1).all(1)
     if not finite.all():
@@ -134,18 +142,13 @@ def _checked(path: Path, x: Tensor) -> Tensor:
             f"{path}: data must be finite in float32, got NaN or infinity in {len(wrong)} of "
             f"{len(x)} samples, the first is sample {int(wrong[0])}: remove them"
         )
-    return x
+    return _channels_first(x) if path.suffix == ".npz" and x.ndim == 4 else x
 
 
-def _channels_first(path: Path, x: Tensor) -> Tensor:
-    """Return uint8 images as (n, c, h, w); their memory is used again, since they may be large."""
-    if x.ndim != 4:
-        raise ValueError(
-            f"{path}: data of uint8 must be images (n, c, h, w) or (n, h, w, c), got "
-            f"{tuple(x.shape)}: add the axis of channels, or convert other data to float32"
-        )
+def _channels_first(x: Tensor) -> Tensor:
+    """Return images as (n, c, h, w); their memory is used again, since they may be large."""
     n, height, width, channels = x.shape
-    if height <= channels:
+    if channels not in _CHANNELS or height in _CHANNELS:
         return x
     for block in x.split(max(1, _BLOCK // x[0].numel())):
         block.view(len(block), -1).copy_(block.movedim(-1, 1).reshape(len(block), -1))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -15,6 +18,7 @@ from fastmsgm.checks import check_int
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _GREY = ("1", "L", "LA", "La")  # modes of PIL
 _HIGH_DEPTH = ("I", "F")  # first letters of modes with more than 8 bits
+_HIGH_DEPTH_IN_FILE = re.compile(r";16[BLN]")  # in PIL's name of the pixels, such as "RGB;16B"
 
 
 @overload
@@ -41,14 +45,16 @@ def image_folder(
     """Read all images of a folder and of the folders in it, in the order of their paths.
 
     The largest square in the middle of each image is resized to ``size``, bicubic and antialiased:
-    the same as to resize the shorter side and to crop the centre. Names that begin with a dot are
-    left out, and so is transparency. Needs Pillow, of the extra "images".
+    the same as to resize the shorter side and to crop the centre. Images are turned as their EXIF
+    orientation says. Of several frames or pages the first is read, transparency is left out. GIF
+    and other kinds of files are passed over, and so are names that begin with a dot. Links to
+    folders are followed, but not in a circle. Needs Pillow, of the extra "images".
 
     Args:
         path: The folder.
         size: Height and width in pixels. None keeps the images as they are, if all have one size.
-        labels: Also return the classes, (n,) int64: the folders directly in ``path``, numbered
-            from 0 in the order of their names.
+        labels: Also return the classes, (n,) int64: the folders directly in ``path``, also those
+            without images, numbered from 0 in the order of their names.
         channels: 3 for RGB, to which grey images are converted; 1 for grey, to which colours are
             converted; None is 1 if all images are grey, else 3.
 
@@ -71,71 +77,87 @@ def image_folder(
         raise ValueError(f"channels must be 1, 3 or None, got {channels}")
     if not folder.is_dir():
         raise FileNotFoundError(f"data: there is no folder {folder}")
-    paths = sorted(found for found in folder.rglob("*") if _is_image(found, folder))
+    paths = sorted(_images(folder))
     if not paths:
         raise ValueError(f"{folder}: data must be images ({', '.join(SUFFIXES)}), found none")
-    headers = [_read(found) for found in paths]
-    if channels is None:
-        channels = 1 if all(mode in _GREY for mode, _ in headers) else 3
-    if size is None:
-        width, height = headers[0][1]
-        for found, (_, other) in zip(paths, headers, strict=True):
-            if other != (width, height):
-                raise ValueError(
-                    f"{found}: images must have one size, got {other[0]} x {other[1]} after "
-                    f"{width} x {height}: give size=..., to which all are resized"
-                )
-    else:
-        width = height = size
     classes = _classes(folder, paths) if labels else None
-    images = torch.empty(len(paths), channels, height, width, dtype=torch.uint8)
-    for image, found in zip(images, paths, strict=True):
-        pixels = _read(found, (width, height), "RGB" if channels == 3 else "L")
-        image.copy_(torch.from_numpy(pixels).view(height, width, channels).movedim(-1, 0))
+    modes = [_read(found) for found in paths]
+    if channels is None:
+        channels = 1 if all(mode in _GREY for mode in modes) else 3
+    images = torch.empty(0)
+    for index, found in enumerate(paths):
+        pixels = torch.from_numpy(_read(found, "RGB" if channels == 3 else "L", size))
+        height, width = pixels.shape[:2]
+        if not index:
+            images = torch.empty(len(paths), channels, height, width, dtype=torch.uint8)
+        elif images.shape[2:] != (height, width):
+            raise ValueError(
+                f"{found}: images must have one size, got {width} x {height} after "
+                f"{images.shape[3]} x {images.shape[2]}: give size=..., to which all are resized"
+            )
+        images[index] = pixels.view(height, width, channels).movedim(-1, 0)
     return images if classes is None else (images, classes)
 
 
-def _is_image(path: Path, folder: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return path.suffix.lower() in SUFFIXES and not hidden and path.is_file()
+def class_folders(folder: Path) -> list[str]:
+    """Return the names of the folders directly in a folder, sorted: class k is the k-th."""
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not _is_hidden(p))
+
+
+def _images(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Yield the images of a folder and of those in it; ``above`` are the folders that it is in."""
+    real = folder.resolve()
+    if real in above:  # a link back
+        return
+    for found in folder.iterdir():
+        if _is_hidden(found):
+            continue
+        if found.is_dir():
+            yield from _images(found, (*above, real))
+        elif found.suffix.lower() in SUFFIXES and found.is_file():
+            yield found
+
+
+def _is_hidden(path: Path) -> bool:
+    return path.name.startswith(".")
 
 
 def _classes(folder: Path, paths: list[Path]) -> Tensor:
     """Return the number of the folder directly in ``folder`` that each image is in."""
-    names = []
+    numbers = {name: number for number, name in enumerate(class_folders(folder))}
     for path in paths:
-        first, *below = path.relative_to(folder).parts
-        if not below:
+        if path.parent == folder:
             raise ValueError(
                 f"{path}: labels=True needs every image in a folder named as its class, got an "
                 f"image directly in {folder}"
             )
-        names.append(first)
-    numbers = {name: number for number, name in enumerate(sorted(set(names)))}
-    return torch.tensor([numbers[name] for name in names])
+    return torch.tensor([numbers[path.relative_to(folder).parts[0]] for path in paths])
 
 
 @overload
-def _read(path: Path) -> tuple[str, tuple[int, int]]: ...
+def _read(path: Path) -> str: ...
 @overload
-def _read(path: Path, size: tuple[int, int], mode: str) -> np.ndarray[Any, Any]: ...
-def _read(path: Path, size: tuple[int, int] | None = None, mode: str = "") -> Any:
-    """Return the mode and (width, height) of an image, or, with ``size``, its pixels."""
+def _read(path: Path, mode: str, size: int | None) -> np.ndarray[Any, Any]: ...
+def _read(path: Path, mode: str = "", size: int | None = None) -> Any:
+    """Return the mode of an image, or, as an image of the given ``mode``, its pixels."""
     try:
         from PIL import Image, ImageOps
     except ImportError as error:
         raise ImportError('image_folder needs Pillow: pip install "fastmsgm[images]"') from error
     try:
         with Image.open(path) as image:
-            if image.mode.startswith(_HIGH_DEPTH):
-                raise ValueError(f"more than 8 bits a channel, mode {image.mode}")
-            if size is None:
-                return image.mode, image.size
-            pixels = image.convert(mode)
-            if pixels.size != size:
-                pixels = ImageOps.fit(pixels, size, Image.Resampling.BICUBIC)
-            return np.array(pixels)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            deep = image.mode.startswith(_HIGH_DEPTH) or _HIGH_DEPTH_IN_FILE.search(str(image.tile))
+            if mode and not deep:
+                pixels = ImageOps.exif_transpose(image).convert(mode)
+                if size is not None and pixels.size != (size, size):
+                    pixels = ImageOps.fit(pixels, (size, size), Image.Resampling.BICUBIC)
+                return np.array(pixels)
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise ValueError(
             f"{path}: damaged or unreadable image ({error}): remove it or write it anew"
         ) from error
+    if deep:
+        raise ValueError(
+            f"{path}: images must have 8 bits a channel, got more: convert it to 8 bits"
+        )
+    return image.mode

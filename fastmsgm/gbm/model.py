@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmsgm.checks import check_int, check_labels, check_offset
-from fastmsgm.data.batches import Data
+from fastmsgm.data.loaders import Data
 from fastmsgm.gbm.loss import DenoisingLoss, MDSMLoss
 from fastmsgm.gbm.preconditioning import GBMPreconditioning
 from fastmsgm.gbm.prior import LogMoments, LogNormalPrior
@@ -79,7 +79,7 @@ class GBMModel(ScoreModel):
         process.check_range(max(prior.variance, log_std**2))
         self.variance = prior.variance
         self.register_buffer("scale", scale)
-        self.register_buffer("means", prior.means)
+        self.register_buffer("means", prior.means.clone())  # not the scale's memory
 
     @classmethod
     def for_data(

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from fastmsgm.checks import is_number
-from fastmsgm.data.batches import Data, located, one_pass
+from fastmsgm.data.blocks import located, one_pass
+from fastmsgm.data.loaders import Data
 from fastmsgm.data.moments import ClassMeans, Moments
 from fastmsgm.gbm.process import check_multiplicative
 

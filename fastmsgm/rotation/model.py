@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmsgm.checks import check_int, check_offset
-from fastmsgm.data.batches import Data
+from fastmsgm.data.loaders import Data
 from fastmsgm.rotation import ring, spherical
 from fastmsgm.rotation.loss import SphericalDenoisingLoss
 from fastmsgm.rotation.preconditioning import RotationPreconditioning

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fastmsgm import rng
 from fastmsgm.checks import check_int, is_number
-from fastmsgm.data.batches import Data, located, one_pass
+from fastmsgm.data.blocks import located, one_pass
+from fastmsgm.data.loaders import Data
 from fastmsgm.rotation.process import check_directions
 
 LARGEST_LOG_NORM = 88.0  # of a sampled norm: its exponential is a float32

@@ -83,7 +83,8 @@ class Rotation(LinearBetaSchedule):
         if self.noise == "ring":
             rotated = x.roll(-1, 1) * v
             return (rotated - (x * v).roll(1, 1)) / math.sqrt(2)
-        return torch.einsum("ijk,nj,nk->ni", self._generators(x), x, v)
+        with torch.autocast(x.device.type, enabled=False):
+            return torch.einsum("ijk,nj,nk->ni", self._generators(x), x, v)
 
     def g_transpose_prod(self, x: Tensor, v: Tensor) -> Tensor:
         """Return G(x)^T v for v (n, d)."""
@@ -91,7 +92,8 @@ class Rotation(LinearBetaSchedule):
             return self.g_prod(x, v)
         if self.noise == "ring":
             return (x.roll(-1, 1) * v - x * v.roll(-1, 1)) / math.sqrt(2)
-        return torch.einsum("ijk,nj,ni->nk", self._generators(x), x, v)
+        with torch.autocast(x.device.type, enabled=False):
+            return torch.einsum("ijk,nj,ni->nk", self._generators(x), x, v)
 
     def covariance(self, x: Tensor, v: Tensor) -> Tensor:
         """Return G(x) G(x)^T v."""
@@ -99,7 +101,10 @@ class Rotation(LinearBetaSchedule):
 
     def ito_drift(self, x: Tensor) -> Tensor:
         """Return L x, the forward drift in Ito form; the divergence of G G^T is 2 L x."""
-        return x @ self._ito_matrix(x) if self.noise == "dense" else -x / 2
+        if self.noise != "dense":
+            return -x / 2
+        with torch.autocast(x.device.type, enabled=False):
+            return x @ self._ito_matrix(x)
 
     def reverse_drift(
         self, x: Tensor, score: Tensor, eta: float = 1.0, ito: bool = False

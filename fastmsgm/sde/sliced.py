@@ -73,9 +73,10 @@ class SlicedScoreMatching:
             model_input = (preconditioning.c_in * x).view_as(x0)
             f = model(model_input, c_noise, **condition).float().flatten(1)
             a = process.g_transpose_prod(x, preconditioning.score(f, B))
-            (gradient,) = torch.autograd.grad(
-                (process.g_prod(x, a) * v).sum(), x, create_graph=training
-            )
+            with torch.autocast(x.device.type, enabled=False):  # which reaches backward passes too
+                (gradient,) = torch.autograd.grad(
+                    (process.g_prod(x, a) * v).sum(), x, create_graph=training
+                )
         return beta * (a.square().sum(1) / 2 + (gradient * v).sum(1)) / d
 
     def _probes(self, n: int, d: int, stream: Tensor, step: int) -> Tensor:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from fastmsgm import rng
 from fastmsgm.checks import check_eta
-from fastmsgm.data.batches import Data, one_pass
+from fastmsgm.data.blocks import one_pass
+from fastmsgm.data.loaders import Data
 from fastmsgm.data.moments import Moments
 from fastmsgm.sde.beta_schedule import LinearBetaSchedule, alpha, sigma
 from fastmsgm.sde.model import SDEModel, SDEPreconditioning

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import fastmsgm
+from fastmsgm.checks import check_int
 from fastmsgm.data import synthetic
 from fastmsgm.evaluation import plots
 from fastmsgm.sampling import plan_for
@@ -28,8 +29,11 @@ def draw(
         device: Where to sample.
 
     Raises:
+        TypeError: images or vectors is not an int.
+        ValueError: One of them is below 1.
         ImportError: matplotlib is missing.
     """
+    images, vectors = check_int("images", images, 1), check_int("vectors", vectors, 1)
     model = fastmsgm.load("fashion-gbm", device)
     path = Path(out) / "fashion.png"
     plots.check(model.shape, path)

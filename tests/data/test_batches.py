@@ -297,6 +297,16 @@ def test_other_orders_are_not_exact(data: Any, known: int | None) -> None:
     assert (batches.samples, batches.shape) == (known, (2, 3))
 
 
+def test_what_identifies_batch_sizes() -> None:
+    """A loader that does not say how many samples a batch has can begin with another number."""
+    for first in (2, 3):
+        loader = DataLoader(TensorDataset(X), batch_sampler=[list(range(first)), [4, 5, 6, 7]])
+        assert Batches(loader).sizes == "loader"
+    for data in (X, Stream(), DataLoader(TensorDataset(X), 8)):
+        batches = Batches(data)
+        assert batches.sizes == batches.batch_size
+
+
 def test_a_stream_is_repeated_epoch_after_epoch() -> None:
     batches = Batches(Stream(10), batch_size=4)
     sizes = [len(x) for x in samples(batches, 7)]
@@ -336,6 +346,55 @@ def test_a_stream_with_labels_and_a_transform() -> None:
     assert not torch.equal(first[0][0], first[4][0])
 
 
+# ---- epochs ----
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_epoch_is_repeatable(kind: str) -> None:
+    """Whatever was iterated before, and with the same augmentation."""
+    batches = KINDS[kind](seed=5)
+    first = [x for x, _ in batches.epoch()]
+    samples(batches, 3)
+    assert [len(x) for x in first] == [8, 8, 8, 6]
+    assert equal([x for x, _ in batches.epoch()], first)
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [
+        Batches(X, LABELS, batch_size=8),
+        Batches(TensorDataset(X, LABELS), batch_size=8),
+        Batches(TensorDataset(X), LABELS, batch_size=8),
+        Batches(DataLoader(TensorDataset(X, LABELS), 8, shuffle=True, drop_last=True)),
+        Batches(DataLoader(TensorDataset(X, LABELS), 8, num_workers=2)),
+        Batches(DataLoader(TensorDataset(X, LABELS), batch_sampler=DataOrder(N, 8))),
+        Batches(Stream(labelled=True), batch_size=8),
+    ],
+)
+def test_an_epoch_is_of_every_sample_in_order(batches: Batches) -> None:
+    for _ in range(2):
+        parts = list(batches.epoch())
+        assert torch.equal(torch.cat([x for x, _ in parts]), X)
+        assert torch.equal(torch.cat([condition["label"] for _, condition in parts]), LABELS)
+
+
+def test_an_epoch_of_more_samples_than_data_is_of_the_data() -> None:
+    assert [len(x) for x, _ in Batches(X, batch_size=100).epoch()] == [N]
+
+
+def test_an_epoch_of_a_stream_that_cannot_begin_anew_is_refused() -> None:
+    once = iter(X)
+
+    class Once(IterableDataset[Tensor]):
+        def __iter__(self) -> Iterator[Tensor]:
+            return once
+
+    batches = Batches(Once(), batch_size=8)
+    assert torch.equal(torch.cat([x for x, _ in batches.epoch()]), X)
+    with pytest.raises(ValueError, match="at least one batch in every epoch, got none"):
+        list(batches.epoch())
+
+
 # ---- one pass ----
 
 
@@ -354,7 +413,7 @@ SOURCES: dict[str, Callable[[], Any]] = {
 def test_a_pass_is_of_every_sample_in_order(
     source: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastmsgm.data.batches.BLOCK", block)
+    monkeypatch.setattr("fastmsgm.data.blocks.BLOCK", block)
     parts = list(one_pass(SOURCES[source](), labels=True))
     assert max(x.numel() for x, _ in parts) <= max(block, 6)
     assert torch.equal(torch.cat([x for x, _ in parts]), X)
@@ -363,7 +422,7 @@ def test_a_pass_is_of_every_sample_in_order(
 
 @pytest.mark.parametrize("data", [X, TensorDataset(X), TensorDataset(X, LABELS + 1)])
 def test_labels_of_a_pass_that_are_given(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastmsgm.data.batches.BLOCK", 18)
+    monkeypatch.setattr("fastmsgm.data.blocks.BLOCK", 18)
     labels = [label for _, label in one_pass(data, LABELS) if label is not None]
     assert torch.equal(torch.cat(labels), LABELS)
     assert all(label is None for _, label in one_pass(data))
@@ -390,6 +449,19 @@ def test_a_pass_over_random_items_is_repeatable() -> None:
     first, again = (torch.cat([x for x, _ in one_pass(Noisy())]) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize(("patience", "warnings"), [(0.0, 1), (1e9, 0)])
+def test_a_long_pass_over_a_stream_says_so_once(
+    patience: float,
+    warnings: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("fastmsgm.data.blocks.PATIENCE", patience)
+    list(one_pass(DataLoader(Stream(), 8), name="x"))
+    assert caplog.text.count("the pass over x goes on after 1 batches") == warnings
+    assert len(caplog.records) == warnings
 
 
 # ---- memory ----
@@ -438,7 +510,7 @@ print(*use(8192))
         (X.double(), ValueError, r"data must be float32 or uint8, got torch\.float64 \(30, 2, 3\)"),
         (X.long(), ValueError, r"got torch\.int64 .*convert with \.float\(\)"),
         (X.numpy(), TypeError, "data must be a tensor, got ndarray: .*from_numpy"),
-        ([X[0], X[1]], TypeError, "data must be a tensor, got list"),
+        ([X[0], X[1]], TypeError, r"data must be a tensor, got list: .*torch\.stack"),
         ({"x": X}, TypeError, "data must be a tensor, got dict"),
         (iter([X]), TypeError, "got list_iterator: .*Dataset with __len__, an IterableDataset"),
         (None, TypeError, "data must be a tensor, got NoneType"),
@@ -450,7 +522,21 @@ print(*use(8192))
         (TensorDataset(X, AGE), TypeError, r"labels must be integers, got torch\.float32"),
         (TensorDataset(X, X.long()), ValueError, r"labels must have shape \(1,\)"),
         (Items(lambda k: "text"), TypeError, "with features, got str"),
-        (Items(lambda k: (X[k], {"text": "a"})), TypeError, "condition 'text' must be a tensor"),
+        (
+            Items(lambda k: (X[k], {"text": "a"})),
+            TypeError,
+            "condition 'text' must be numbers, got strings: .*embed",
+        ),
+        (
+            Items(lambda k: (X[k], "cat")),
+            TypeError,
+            "data: in the items, labels must be integers, got strings: number classes from 0",
+        ),
+        (
+            Items(lambda k: (X[k], float(k))),
+            TypeError,
+            r"labels must be integers, got torch\.float64: .*as \(x, \{name: value\}\)",
+        ),
         (Items(lambda k: {"img": X[k]}), ValueError, "names x, image, data, got img: rename"),
     ],
 )
@@ -459,10 +545,35 @@ def test_batches_refuse_data(data: Any, error: type[Exception], message: str) ->
         Batches(data)
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        X.double(),
+        X.numpy(),
+        torch.empty(0, 3),
+        Stream(0),
+        TensorDataset(AGE),
+        TensorDataset(X.long()),
+        TensorDataset(X, X, X),
+        TensorDataset(X, AGE),
+        TensorDataset(X, X.long()),
+        Items(lambda k: (X[k], "cat")),
+        Items(lambda k: {"img": X[k]}),
+    ],
+)
+def test_errors_name_the_data(data: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"^validation(:| must)") as caught:
+        Batches(data, name="validation")
+    assert "data must" not in str(caught.value)
+
+
 def test_images_of_pil_are_refused_with_the_remedy() -> None:
     image = pytest.importorskip("PIL.Image")
     dataset = Items(lambda k: (image.new("L", (3, 2)), k))
-    message = r"got an image of PIL: .*transform=torchvision\.transforms\.ToTensor\(\)"
+    message = (
+        r"got an image of PIL: give the data set itself .*torchvision\.datasets\.CIFAR10\(\.\.\., "
+        r"transform=torchvision\.transforms\.ToTensor\(\)\)"
+    )
     with pytest.raises(TypeError, match=message):
         Batches(dataset)
     with pytest.raises(TypeError, match=message):

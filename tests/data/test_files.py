@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fastmsgm import data
+import fastmsgm
+from fastmsgm import data, nets
 
 FIXTURE = Path(__file__).parent / "fashion_fixture.safetensors"
 
@@ -83,6 +84,38 @@ def test_images_of_bytes_stay_bytes(
     assert torch.equal(images, expected.movedim(-1, 1) if channels_last else expected)
 
 
+@pytest.mark.parametrize(
+    ("shape", "channels_last"),
+    [((9, 5, 7, 3), True), ((9, 5, 7, 1), True), ((9, 3, 5, 7), False), ((9, 1, 7, 3), False)],
+)
+def test_channels_of_floats_are_moved_in_an_npz_alone(
+    shape: tuple[int, ...], channels_last: bool, tmp_path: Path
+) -> None:
+    array = np.random.default_rng(0).random(shape, np.float32)
+    expected = torch.from_numpy(array)
+    for suffix in ("npy", "safetensors"):
+        write(tmp_path / f"x.{suffix}", array)
+        assert torch.equal(data.load(tmp_path / f"x.{suffix}"), expected)
+    write(tmp_path / "x.npz", array)
+    images = data.load(tmp_path / "x.npz")
+    assert images.is_contiguous()
+    assert torch.equal(images, expected.movedim(-1, 1) if channels_last else expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_samples_in_an_npz_are_read_as_they_were_written(
+    channels: int, dtype: str, tmp_path: Path
+) -> None:
+    x = torch.rand(6, channels, 4, 8, generator=torch.Generator().manual_seed(0))
+    model = fastmsgm.GBMModel.for_data(
+        nets.UNet(channels, 8, 8, 1, 1), fastmsgm.GBM(5.0), x, offset=1.0, bounds=(0.0, 1.0)
+    )
+    path = tmp_path / "x.npz"
+    samples = fastmsgm.sample(model, 3, steps=1, out=path, dtype=dtype, progress=False)
+    assert torch.equal(data.load(path), samples)
+
+
 def test_the_file_stays_as_it_is(tmp_path: Path) -> None:
     x = torch.arange(2 * 5 * 7 * 3, dtype=torch.uint8).reshape(2, 5, 7, 3)
     save_file({"x": x}, tmp_path / "x.safetensors")
@@ -90,7 +123,7 @@ def test_the_file_stays_as_it_is(tmp_path: Path) -> None:
     assert torch.equal(load_file(tmp_path / "x.safetensors")["x"], x)
 
 
-@pytest.mark.parametrize("name", ["fashion", "x.pt", "folder/x"])
+@pytest.mark.parametrize("name", ["", "fashion", "x.pt", "folder/x"])
 def test_load_refuses_an_unknown_name(name: str) -> None:
     with pytest.raises(
         ValueError,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,47 @@ def test_classes_are_the_folders_in_the_order_of_their_names(tmp_path: Path) -> 
     assert labels.dtype == torch.int64
     assert labels.tolist() == [0, 0, 1, 2]
     assert torch.equal(images, image_folder(tmp_path))
+
+
+def test_a_class_without_images_keeps_its_number(tmp_path: Path) -> None:
+    (tmp_path / "ant").mkdir()
+    (tmp_path / ".cache").mkdir()
+    for name in ("bee/1.png", "cow/1.png"):
+        write(tmp_path / name, pixels(0, 4, 4, 3))
+    assert image_folder(tmp_path, labels=True)[1].tolist() == [1, 2]
+
+
+def test_links_to_class_folders_are_followed(tmp_path: Path) -> None:
+    image = write(tmp_path / "far" / "1.png", pixels(0, 4, 4, 3))
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "cat").symlink_to(tmp_path / "far", target_is_directory=True)
+    assert torch.equal(image_folder(folder, labels=True)[0], image[None])
+
+
+def test_links_in_a_circle_are_not_followed(tmp_path: Path) -> None:
+    write(tmp_path / "cat" / "1.png", pixels(0, 4, 4, 3))
+    (tmp_path / "cat" / "again").symlink_to(tmp_path, target_is_directory=True)
+    assert len(image_folder(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("size", [None, 3])
+def test_images_are_turned_as_exif_says(size: int | None, tmp_path: Path) -> None:
+    array = pixels(0, 4, 6, 3)
+    turned = Image.fromarray(array).transpose(Image.Transpose.ROTATE_270)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    for name, image, options in (("a", Image.fromarray(array), {"exif": exif}), ("b", turned, {})):
+        (tmp_path / name).mkdir()
+        image.save(tmp_path / name / "x.png", **options)
+    assert torch.equal(image_folder(tmp_path / "a", size), image_folder(tmp_path / "b", size))
+
+
+def test_of_several_pages_the_first_is_read(tmp_path: Path) -> None:
+    pages = [Image.fromarray(pixels(k, 4, 5, 3)) for k in range(2)]
+    pages[0].save(tmp_path / "x.tiff", save_all=True, append_images=pages[1:])
+    first = torch.from_numpy(np.array(pages[0])).movedim(-1, 0)
+    assert torch.equal(image_folder(tmp_path), first[None])
 
 
 @pytest.mark.parametrize(("height", "width"), [(12, 20), (20, 12), (12, 12)])
@@ -118,7 +161,23 @@ def test_a_damaged_image_is_named(tmp_path: Path) -> None:
 
 def test_images_of_more_than_8_bits_are_refused(tmp_path: Path) -> None:
     Image.fromarray(pixels(0, 4, 5).astype(np.uint16)).save(tmp_path / "x.png")
-    with pytest.raises(ValueError, match=r"x\.png: .*more than 8 bits a channel, mode I;16"):
+    with pytest.raises(ValueError, match=r"x\.png: .* 8 bits a channel, got more: convert it to 8"):
+        image_folder(tmp_path)
+
+
+@pytest.mark.parametrize("colour", [0, 2, 4, 6])  # PNG's number for grey, RGB, both with alpha
+def test_a_png_of_16_bits_a_channel_is_refused(colour: int, tmp_path: Path) -> None:
+    """PIL opens them as if they had 8."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        crc = struct.pack(">I", zlib.crc32(kind + body))
+        return struct.pack(">I", len(body)) + kind + body + crc
+
+    header = struct.pack(">IIBBBBB", 2, 1, 16, colour, 0, 0, 0)
+    row = bytes(1 + 2 * 2 * {0: 1, 2: 3, 4: 2, 6: 4}[colour])
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
+    (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    with pytest.raises(ValueError, match=r"x\.png: .* 8 bits a channel, got more: convert it to 8"):
         image_folder(tmp_path)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import fastmsgm
-from fastmsgm import GBM, GBMModel
+from fastmsgm import GBM, GBMModel, Rotation, RotationModel, ScoreModel
 from fastmsgm.evaluation import normality, plots
 from fastmsgm.nets import MLP, UNet
 from fastmsgm.trainer import TrainStep
@@ -138,7 +139,7 @@ def image_model(bounds: tuple[float, float] | None) -> GBMModel:
     return GBMModel.for_data(UNet(1, 8, 8, 1, 1), GBM(8.0), data, offset=1.0, bounds=bounds).eval()
 
 
-def train_step(model: GBMModel, step: int = 500) -> TrainStep:
+def train_step(model: ScoreModel, step: int = 500) -> TrainStep:
     return TrainStep(step, loss=1.0, validation_loss=None, lr=0.1, grad_norm=1.0, model=model)
 
 
@@ -171,6 +172,38 @@ def test_fit_calls_a_sample_grid(tmp_path: Path) -> None:
     ]
 
 
+def conditional_model() -> GBMModel:
+    torch.manual_seed(0)
+    net, images = UNet(1, 8, 8, 1, 1, classes=3, condition={"size": 1}), torch.rand(20, 1, 8, 8)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1)  # else the last layer ignores the conditions
+    return GBMModel.for_data(net, GBM(8.0), images, offset=1.0, bounds=(0, 1), classes=3).eval()
+
+
+@pytest.mark.parametrize("label", [2, [0, 2, 1, 1], None])
+def test_a_sample_grid_of_a_conditional_model(label: Any, tmp_path: Path) -> None:
+    model, condition = conditional_model(), {"size": torch.arange(4.0)}
+    plots.SampleGrid(tmp_path, n=4, steps=2, label=label, condition=condition)(train_step(model))
+    images = fastmsgm.sample(model, 4, steps=2, label=label, condition=condition, progress=False)
+    plots.grid(images, tmp_path / "expected.png")
+    got = (tmp_path / "step_000500.png").read_bytes()
+    assert got == (tmp_path / "expected.png").read_bytes()
+
+
+def test_a_sample_grid_names_the_condition_that_it_lacks(tmp_path: Path) -> None:
+    message = r"but 'size' is missing: give SampleGrid\(\.\.\., condition=\{'size': tensor\}\)"
+    with pytest.raises(ValueError, match=message):
+        plots.SampleGrid(tmp_path)(train_step(conditional_model()))
+
+
+def test_a_sample_grid_of_a_rotation_needs_no_log_norm(tmp_path: Path) -> None:
+    net = UNet(1, 8, 8, 1, 1, condition={"log_norm": 1})
+    model = RotationModel.for_data(net, Rotation(), torch.randn(20, 1, 8, 8))
+    plots.SampleGrid(tmp_path, n=1, steps=1)(train_step(model))
+    assert (tmp_path / "step_000500.png").exists()
+
+
 def test_a_sample_grid_refuses_what_is_no_image(tmp_path: Path) -> None:
     model = GBMModel.for_data(MLP(3, 16), GBM(8.0), torch.rand(20, 3) + 1)
     with pytest.raises(ValueError, match=r"plots need samples of shape .* the model's are \(3,\)"):
@@ -183,10 +216,12 @@ def test_a_sample_grid_refuses_what_is_no_image(tmp_path: Path) -> None:
         ({"n": 0}, ValueError, "n must be at least 1, got 0"),
         ({"steps": 1.5}, TypeError, "steps must be an int, got 1.5"),
         ({"seed": -1}, ValueError, "seed must be in 0 .. "),
+        ({"condition": torch.zeros(36)}, TypeError, "condition must map names to tensors"),
+        ({"condition": {"size": torch.zeros(4)}}, ValueError, r"'size' must have shape \(36, "),
     ],
 )
 def test_a_sample_grid_checks_its_arguments_before_training(
-    options: dict[str, int], error: type[Exception], message: str, tmp_path: Path
+    options: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(error, match=message):
         plots.SampleGrid(tmp_path, **options)

@@ -176,7 +176,7 @@ def test_save_and_load(prediction: str, dtype: torch.dtype, tmp_path: Path) -> N
     names = sorted(p.name for p in (tmp_path / "model").iterdir())
     assert names == ["config.json", "model.safetensors"]
     stored = load_file(tmp_path / "model" / "model.safetensors")
-    assert {k for k in stored if not k.startswith("net.")} == {"means", "scale"}
+    assert {k for k in stored if not k.startswith("net.")} == {"dropped", "means", "scale"}
     assert all(v.dtype == dtype for k, v in stored.items() if k.startswith("net."))
     again = load(tmp_path / "model")
     assert isinstance(again, GBMModel)
@@ -365,3 +365,13 @@ def test_a_given_prior_must_fit_the_data() -> None:
     with pytest.raises(ValueError, match="prior and labels must not be given together"):
         GBMModel.for_data(MLP(3, 8), GBM(5.0), data, prior=prior, labels=labels)
     assert GBMModel.for_data(MLP(3, 8), GBM(5.0), data, prior=prior).variance == 0.5
+
+
+def test_the_repr_is_one_line_with_what_matters() -> None:
+    torch.manual_seed(0)
+    model = GBMModel.for_data(MLP(3, 8, 1), GBM(8.0), log_normal_data(50), offset=0.5)
+    assert repr(model) == (
+        "GBMModel(process=GBM(sigma=8.0, mu=None, T=1.0), prediction='denoiser', "
+        "objective='dsm', shape=(3,), offset=0.5, precision='fp32', "
+        "net=MLP with 723 parameters)"
+    )

@@ -108,7 +108,7 @@ def test_one_pass_gives_the_moments(
     rows: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Means per feature and channel, whatever the blocks, of data with 1e4 between the features."""
-    monkeypatch.setattr("fastmsgm.data.batches.BLOCK", rows * 32)
+    monkeypatch.setattr("fastmsgm.data.blocks.BLOCK", rows * 32)
     scale = torch.logspace(-2, 2, 32).reshape(2, 4, 4) * torch.tensor([1.0, -1.0])[:, None, None]
     x0 = (images() * scale).to(dtype)
     for fit, axes in ((LogNormalPrior.per_feature, [0]), (LogNormalPrior.per_channel, [0, 2, 3])):
@@ -134,13 +134,13 @@ def test_a_data_set_and_a_loader_give_the_prior_of_the_tensor() -> None:
 
 def test_class_means_do_not_depend_on_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     x0, labels = images(), torch.arange(200) // 50
-    monkeypatch.setattr("fastmsgm.data.batches.BLOCK", 32 * 9)
+    monkeypatch.setattr("fastmsgm.data.blocks.BLOCK", 32 * 9)
     means = torch.stack([x0[labels == c].double().mean(0) for c in range(4)])
     torch.testing.assert_close(LogNormalPrior.class_average(x0, labels).means, means.float())
 
 
 def test_an_error_says_which_samples_it_is_about(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastmsgm.data.batches.BLOCK", 20)
+    monkeypatch.setattr("fastmsgm.data.blocks.BLOCK", 20)
     x0 = torch.ones(100, 2)
     x0[57] = 0
     with pytest.raises(ValueError, match=r"no zeros, got 10\.00%: .*\(in samples 50 to 59\)"):

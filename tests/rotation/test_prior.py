@@ -114,7 +114,7 @@ def test_a_data_set_gives_the_prior_of_the_tensor() -> None:
 def test_the_norms_do_not_depend_on_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     x = cauchy_norms(500)
     whole = RadialPrior.fit(x)
-    monkeypatch.setattr("fastmsgm.data.batches.BLOCK", 14)
+    monkeypatch.setattr("fastmsgm.data.blocks.BLOCK", 14)
     assert RadialPrior.fit(x) == whole
 
 
@@ -150,7 +150,7 @@ def test_the_repr_is_short() -> None:
 
 
 def test_an_error_says_which_samples_it_is_about(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastmsgm.data.batches.BLOCK", 20)
+    monkeypatch.setattr("fastmsgm.data.blocks.BLOCK", 20)
     x = torch.ones(100, 2)
     x[57] = 0
     with pytest.raises(ValueError, match=r"no zero vectors, got 1: .*\(in samples 50 to 59\)"):

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 import fastmsgm
 from fastmsgm import nets, rng
 from fastmsgm.families import FAMILIES, solver_names
-from fastmsgm.tools import cli
+from fastmsgm.tools import cli, train_command, train_data, train_model
 
 FIXTURE = Path(__file__).parents[1] / "data" / "fashion_fixture.safetensors"
 PNG = b"\x89PNG"
@@ -147,7 +147,8 @@ def test_every_option_has_a_help_text_with_its_default(command: str) -> None:
 
 
 def test_every_family_can_be_trained() -> None:
-    assert list(cli.OPTIONS) == list(cli.BUILDERS) == [name.lower() for name in FAMILIES]
+    families = [name.lower() for name in FAMILIES]
+    assert list(train_model.OPTIONS) == list(train_model.BUILDERS) == families
 
 
 @pytest.mark.parametrize(
@@ -164,18 +165,73 @@ def test_every_family_can_be_trained() -> None:
         ("label=True needs batch_size=...", "--label needs --batch-size ..."),
         ("the label=3 of a net=MLP", "the --label 3 of a net=MLP"),
         ("database errors and labelled=1 stay", "database errors and labelled=1 stay"),
+        ("too slow: lower batch_size.", "too slow: lower --batch-size."),
+        ("/a/batch_size/b and batch_size.npy", "/a/batch_size/b and batch_size.npy"),
+        ("given as labels=..., or guidance=0", "given as --labels ..., or --guidance 0"),
+        ("guidance and labels are words", "guidance and labels are words"),
     ],
 )
 def test_messages_name_options(message: str, expected: str) -> None:
-    assert cli.name_options(message, ["batch_size", "data", "label"]) == expected
+    own = ["batch_size", "data", "label"]
+    assert cli.name_options(message, own, ["guidance", "labels"]) == expected
 
 
+@pytest.mark.parametrize("device", ["abacus", "meta"])
 def test_a_device_that_is_not_there_is_refused(
-    vectors: Path, capsys: pytest.CaptureFixture[str]
+    device: str, vectors: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        run("train", data=vectors, out="run", device="abacus")
+        run("train", data=vectors, out="run", device=device)
     assert "argument --device: must be one that this PyTorch can use" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["out", "model", "grid", "solver"])
+def test_an_empty_text_is_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("sample", **{"out": "x.npy", option: ""}) == 1
+    assert f"sample: --{option} must not be empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["out", "data"])
+def test_an_empty_text_is_refused_in_training(
+    option: str, vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", **{"data": vectors, "out": tmp_path / "run", option: ""}) == 1
+    assert f"train: --{option} must not be empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "sample", "demo"])
+@pytest.mark.parametrize("root", ["/", "//", "/x/.."])
+def test_the_root_folder_is_no_output(
+    command: str, root: str, vectors: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = {"data": vectors} if command == "train" else {}
+    assert run(command, out=root, **data) == 1
+    assert f"{command}: --out must not be the root folder" in capsys.readouterr().err
+
+
+def test_errors_of_the_system_name_the_option(
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of the file itself, of one beside it and of the folder that it is in."""
+    out = tmp_path / "new" / "x.npy"
+    for path in (out, out.with_name(".x.npy.json.tmp"), out.parent):
+
+        def refuse(*_: object, path: Path = path, **__: object) -> None:
+            raise PermissionError(13, "Permission denied", str(path))
+
+        monkeypatch.setattr(fastmsgm, "sample", refuse)
+        assert run("sample", model=checkpoint, out=out) == 1
+        error = capsys.readouterr().err
+        assert error == f"fastmsgm sample: --out: Permission denied: {path}\n"
+
+
+@pytest.mark.parametrize("option", ["images", "vectors"])
+def test_the_demo_names_its_options(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("demo", **{option: 0}) == 1
+    assert f"demo: --{option} must be at least 1, got 0" in capsys.readouterr().err
 
 
 # ---- sample ----
@@ -218,7 +274,7 @@ def test_sample_writes_samples_manifest_and_grid(
         ({"condition": "age=3"}, "--condition must name what the model was trained with, nothing"),
         ({"condition": "age"}, "--condition must be NAME=VALUE"),
         ({"condition": ["a=1", "a=2"]}, "--condition must be NAME=VALUE, with every name once"),
-        ({"grid": "g.foo"}, "a picture's name must end in one of .png, .jpg"),
+        ({"grid": "g.foo"}, "--grid: a picture's name must end in one of .png, .jpg"),
     ],
 )
 def test_errors_are_one_line_and_exit_status_1(
@@ -274,6 +330,44 @@ def test_a_folder_of_pictures_and_its_grid(checkpoint: Path, tmp_path: Path) -> 
     names = sorted(path.name for path in (tmp_path / "x").glob("*.png"))
     assert names == [f"{i:06d}.png" for i in range(7, 11)]
     assert (tmp_path / "x.png").read_bytes() == (tmp_path / "y.png").read_bytes()
+
+
+@pytest.mark.parametrize("out", ["x.npy", "x"])
+def test_a_grid_is_scaled_by_the_bounds(out: str, tmp_path: Path) -> None:
+    """Of images in [-3, 5], as of the same in [0, 1]."""
+    images = load_file(FIXTURE)["images"][:20].float() / 255
+    for name, bounds in (("unit", (0.0, 1.0)), ("wide", (-3.0, 5.0))):
+        torch.manual_seed(0)
+        low, high = bounds
+        net = nets.UNet(1, 8, 8, 1, 1, condition={"log_norm": 1})
+        data = images * (high - low) + low
+        model = fastmsgm.RotationModel.for_data(net, fastmsgm.Rotation(), data, bounds=bounds)
+        model.save(tmp_path / name)
+    options = {"model": tmp_path / "wide", "n": 4, "steps": 2, "out": tmp_path / out}
+    assert run("sample", **options, grid=tmp_path / "grid.png") == 0
+    samples = fastmsgm.sample(tmp_path / "wide", 4, steps=2, progress=False)
+    shown = np.asarray(Image.open(tmp_path / "grid.png"))[:56:2, :56:2, 0]
+    expected = 255 * ((samples[0, 0] + 3) / 8).numpy()
+    assert np.abs(shown - expected).max() <= 1.01
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"out": "pictures"}, "--out, a folder of PNG files, needs a model that was trained on"),
+        ({"out": "x.npy", "dtype": "uint8"}, "--dtype uint8 needs a model that was trained on"),
+    ],
+)
+def test_bytes_of_a_model_without_bounds_are_refused(
+    options: dict[str, str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, net = torch.rand(9, 1, 8, 8) + 1, nets.UNet(1, 8, 8, 1, 1)
+    fastmsgm.GBMModel.for_data(net, fastmsgm.GBM(5.0), images).save(tmp_path / "model")
+    out = tmp_path / options["out"]
+    assert run("sample", **{**options, "model": tmp_path / "model", "n": 2, "out": out}) == 1
+    error = capsys.readouterr().err
+    assert f"sample: {message} images in [0, 1]: write a .npy or .npz file" in error
+    assert not out.exists()
 
 
 def test_an_npz_of_vectors_is_float32(vectors: Path, tmp_path: Path) -> None:
@@ -361,7 +455,7 @@ def test_a_score_network_is_trained_at_the_sigma_of_the_paper(
     assert (model.process.sigma, model.prediction) == (sigma, prediction)
 
 
-@pytest.mark.parametrize("family", cli.OPTIONS)
+@pytest.mark.parametrize("family", train_model.OPTIONS)
 def test_a_class_conditional_model_of_every_family(
     family: str, vectors: Path, classes: Path, tmp_path: Path
 ) -> None:
@@ -370,7 +464,7 @@ def test_a_class_conditional_model_of_every_family(
     options = {"data": vectors, "labels": classes, "drop": 0.1, "family": family, "width": 16}
     assert run("train", **options, out=out, steps=2, batch_size=8, precision="fp32") == 0
     model = fastmsgm.load(out)
-    assert (model.classes, model.drop) == (3, 0.1)
+    assert (model.classes, model.drop) == (3, pytest.approx(0.1))
     np.save(tmp_path / "label.npy", np.array([2, 0, 1, 1]))
     options = {"model": out, "n": 4, "steps": 2, "guidance": 2}
     for label, expected in ((1, 1), (tmp_path / "label.npy", [2, 0, 1, 1])):
@@ -379,7 +473,7 @@ def test_a_class_conditional_model_of_every_family(
         np.testing.assert_array_equal(np.load(samples), again.numpy())
 
 
-@pytest.mark.parametrize("family", cli.OPTIONS)
+@pytest.mark.parametrize("family", train_model.OPTIONS)
 def test_a_model_with_a_condition(family: str, vectors: Path, tmp_path: Path) -> None:
     """A number conditions all samples as a file of equal rows does."""
     out = tmp_path / "run"
@@ -439,7 +533,7 @@ def test_labels_and_validation_of_a_named_set(
     def mnist(split: str, labels: bool) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.rand(size[split], 1, 8, 8), torch.arange(size[split]) % 2
 
-    monkeypatch.setitem(cli.NAMED_SETS, "mnist", mnist)
+    monkeypatch.setitem(train_data.BY_NAME, "mnist", mnist)
     options = {"data": "mnist", "labels": "data", "validation": "mnist", "width": 16}
     assert run("train", **options, out=tmp_path / "run") == 0
     assert fitted["labels"].tolist() == [0, 1] * 3
@@ -495,7 +589,7 @@ def test_the_options_of_fit_arrive(vectors: Path, tmp_path: Path, fitted: dict[s
     assert (fitted["tensorboard"], fitted["progress"]) == (True, False)
 
 
-@pytest.mark.parametrize("optimizer", cli.OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", train_command.OPTIMIZERS)
 def test_a_run_of_every_optimizer_resumes(optimizer: str, vectors: Path, tmp_path: Path) -> None:
     options = {"data": vectors, "optimizer": optimizer, "batch_size": 8, "width": 8, "warmup": 0}
     options |= {"precision": "fp32", "lr": 1e-3, "out": tmp_path / "run"}
@@ -520,6 +614,16 @@ def test_the_levels_of_the_network_depend_on_the_images(
     ("options", "message"),
     [
         ({"data": "x.npy"}, "--data: there is no file x.npy"),
+        ({"data": "{negative}"}, "--data: {negative}: data must be of floating"),
+        ({"data": "{empty}"}, "--data: {empty}: data must be images"),
+        ({"data": "{images}", "width": 12}, "--width must be a multiple of 8 for images"),
+        ({"data": "{images}", "levels": 99}, "--levels must be"),
+        ({"condition": "age={images}"}, "--condition must be a file of shape (n,) or (n, k)"),
+        ({"condition": "age={nan}"}, "--condition 'age' must be finite"),
+        ({"sigma": 1e9}, "--sigma sqrt(T) must be below"),
+        ({"validation": "{negative}"}, "--validation: {negative}: data must be of floating"),
+        ({"out": "{row}"}, "--out must be a folder, got '{row}'"),
+        ({"out": "{row}/run"}, "--out must be a folder, got '{row}/run': {row} is a file"),
         ({"data": "x.txt"}, "--data must be one of"),
         ({"size": 8}, "--size is for folders of images"),
         ({"labels": "data"}, "--labels data needs a named set, or a folder"),
@@ -542,7 +646,7 @@ def test_the_levels_of_the_network_depend_on_the_images(
         ({"every": 0}, "--every must be at least 1"),
         ({"warmup": -1}, "--warmup must be at least 0"),
         ({"lr": 0}, "--lr must be a positive number"),
-        ({"clip": 0}, "--clip must be a positive number"),
+        ({"clip": 0}, "--clip must be positive"),
         ({"ema": 1}, "--ema must be in [0, 1)"),
         ({"width": 0}, "--width must be at least 1"),
         ({"levels": 3}, "--levels is for images"),
@@ -563,12 +667,23 @@ def test_errors_of_train_name_the_option(
     row = write(tmp_path / "row.npy", np.ones((1, 2)))
     np.save(tmp_path / "negative.npy", np.arange(40) % 3 - 1)
     files = {"vectors": vectors, "classes": classes, "row": row}
-    files |= {"negative": tmp_path / "negative.npy"}
+    files |= {"negative": tmp_path / "negative.npy", "empty": tmp_path / "empty"}
+    files["empty"].mkdir()
+    files["images"] = write(tmp_path / "images.npy", np.ones((3, 1, 8, 8)))
+    files["nan"] = write(tmp_path / "nan.npy", np.full(40, np.nan))
     given = {k: v.format(**files) if isinstance(v, str) else v for k, v in options.items()}
     assert run("train", **{"data": vectors, "out": tmp_path / "run", **given}) == 1
     error = capsys.readouterr().err
+    for name, path in files.items():
+        message = message.replace(f"{{{name}}}", str(path))
     assert error.startswith(f"fastmsgm train: {message}")
     assert error.count("\n") == 1
+
+
+def test_a_remedy_names_the_option(vectors: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"family": "rotation", "beta_max": 1e9, "out": vectors.with_name("run")}
+    assert run("train", data=vectors, **options) == 1
+    assert capsys.readouterr().err.endswith(": lower --beta-max\n")
 
 
 def test_labels_of_another_number_of_samples_are_refused(
@@ -577,6 +692,29 @@ def test_labels_of_another_number_of_samples_are_refused(
     np.save(tmp_path / "labels.npy", np.zeros(3, np.int64))
     assert run("train", data=vectors, labels=tmp_path / "labels.npy", out=tmp_path / "run") == 1
     assert "train: --labels must have shape (40,)" in capsys.readouterr().err
+
+
+def test_validation_data_may_lack_a_class(
+    class_folders: Path, tmp_path: Path, fitted: dict[str, Any]
+) -> None:
+    """Class 1 stays class 1, and hidden folders are no classes."""
+    held_out = tmp_path / "held_out"
+    for name in ("cats", "dogs", ".cache"):
+        (held_out / name).mkdir(parents=True)
+    Image.new("RGB", (9, 9)).save(held_out / "dogs" / "x.png")
+    options = {"data": class_folders, "labels": "data", "size": 8, "width": 16}
+    assert run("train", **options, validation=held_out, out=tmp_path / "run") == 0
+    assert fitted["validation"][:][1]["label"].tolist() == [1]
+
+
+def test_an_empty_class_folder_is_refused(
+    class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (class_folders / "eels").mkdir()
+    options = {"data": class_folders, "labels": "data", "size": 8, "out": tmp_path / "run"}
+    assert run("train", **options) == 1
+    error = "--data must have images in every class folder, got none in eels"
+    assert error in capsys.readouterr().err
 
 
 def test_validation_data_of_other_classes_are_refused(
