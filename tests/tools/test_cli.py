@@ -598,11 +598,13 @@ def test_a_run_of_every_optimizer_resumes(optimizer: str, vectors: Path, tmp_pat
     assert len((tmp_path / "run" / "loss.csv").read_text().splitlines()) == 4
 
 
-@pytest.mark.parametrize(("side", "levels"), [(48, 2), (64, 3), (160, 4)])
+@pytest.mark.parametrize(
+    ("sides", "levels"), [((48, 64), 2), ((64, 64), 3), ((160, 192), 4), ((300, 8), 2)]
+)
 def test_the_levels_of_the_network_depend_on_the_images(
-    side: int, levels: int, tmp_path: Path, fitted: dict[str, Any]
+    sides: tuple[int, int], levels: int, tmp_path: Path, fitted: dict[str, Any]
 ) -> None:
-    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((2, 1, side, 8), np.float32))
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((2, 1, *sides), np.float32))
     options = {"data": tmp_path / "x.npy", "out": tmp_path / "run", "width": 8}
     assert run("train", **options) == 0
     assert fitted["model"].net.config["levels"] == levels
