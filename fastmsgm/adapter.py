@@ -27,7 +27,7 @@ class FunctionNet(nn.Module):
         f: Function f(x, time, **condition) -> like x. A module becomes a submodule, without
             DistributedDataParallel, DataParallel or AveragedModel around it.
         prediction: What f predicts, one of ``PREDICTIONS``.
-        time: What f is told of the noise level, one of ``TIMES``.
+        time: How f gets the noise level, one of ``TIMES``.
 
     Raises:
         TypeError: f is not callable, or is a class.

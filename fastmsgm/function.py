@@ -1,6 +1,6 @@
 """function_model: the model that ``sample`` makes of a function f(x, time, **condition).
 
-What f predicts, and what it is told of the noise level, with p_t the distribution of the noised
+What f predicts, and how it gets the noise level, with p_t the distribution of the noised
 data x, y = log|x| = y_0 + shift + s z for a GBM, and for a Rotation the integrated beta B,
 alpha = e^{-B/2}, sigma = sqrt(1 - e^{-B}) and an estimate x_hat of the clean x_0:
 
@@ -61,7 +61,7 @@ def function_model(
         process: A ``GBM`` or a ``Rotation``.
         shape: Shape of one sample.
         prediction: What f predicts: "score", "hyvarinen", "denoised", "epsilon" or "v".
-        time: What f is told of the noise level: "t", "index", "sigma" or "log_sigma". The index is
+        time: How f gets the noise level: "t", "index", "sigma" or "log_sigma". The index is
             not rounded: a network with a table of 1000 embeddings rounds it, to 999 at most.
         prior: Where sampling starts. For a GBM a ``LogNormalPrior``, whose means' signs the
             samples keep; None is log-normal noise around 1. For a Rotation a ``RadialPrior``;

@@ -83,9 +83,9 @@ def test_a_state_provides_what_the_loop_needs(loop: Loop) -> None:
     assert state.model_input.shape == (SIZE, *model.shape)
     assert state.model_input.dtype == model.input_dtype
     assert len(state.c_noise) == len(state.flags) == loop.plan.nfe
-    for told in (*state.c_noise, *state.condition.values()):
-        assert told.shape == (SIZE,)
-        assert told.dtype == torch.float32
+    for inputs in (*state.c_noise, *state.condition.values()):
+        assert inputs.shape == (SIZE,)
+        assert inputs.dtype == torch.float32
     assert set(state.condition) == ({"log_norm"} if model.family == "Rotation" else set())
     assert all(isinstance(flags, tuple) and hash(flags) for flags in state.flags)
     x = state.x(slice(None))
@@ -112,8 +112,8 @@ def test_conditioning_of_fused_steps_is_aligned(loop: Loop) -> None:
     """Each step's tensors begin at multiples of 16 bytes, as captured graphs want them."""
     loop.run(rng.stream(1), labels(loop.model))
     if loop.state.fused:
-        told = (*loop.state.c_noise, *loop.state.condition.values(), *loop.condition.values())
-        assert all(x.data_ptr() % 16 == 0 for x in told)
+        inputs = (*loop.state.c_noise, *loop.state.condition.values(), *loop.condition.values())
+        assert all(x.data_ptr() % 16 == 0 for x in inputs)
 
 
 @torch.no_grad()

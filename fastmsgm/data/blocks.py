@@ -111,11 +111,11 @@ def _parts(data: Data, name: str) -> tuple[Iterator[tuple[Tensor, dict[str, Tens
 
 def _watched(batches: Iterable[Any], name: str) -> Iterator[Any]:
     """Yield batches; one warning says that there are many, perhaps without end."""
-    began, told = time.monotonic(), False
+    began, warned = time.monotonic(), False
     for count, batch in enumerate(batches, 1):
         yield batch
-        if not told and time.monotonic() - began >= PATIENCE:
-            told = True
+        if not warned and time.monotonic() - began >= PATIENCE:
+            warned = True
             _log.warning(
                 "the pass over %s goes on after %d batches: it must come to an end; of an endless "
                 "data set give a part",

@@ -105,7 +105,7 @@ class FunctionGBM(GBMModel):
             is log-normal around 1.
         shape: Shape of one sample.
         prediction: What f predicts; see ``fastmsgm.function``.
-        time: What f is told of the noise level; see ``fastmsgm.function``.
+        time: How f gets the noise level; see ``fastmsgm.function``.
 
     Raises:
         TypeError: f is not callable, or another argument of the wrong type.

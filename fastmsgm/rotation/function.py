@@ -70,7 +70,7 @@ class RotationFunctionNet(FunctionNet):
         return predicted * (root * factor).clamp(-LARGEST, LARGEST).view(axes)
 
     def _time(self, B: Tensor, sigma: Tensor) -> Tensor:
-        """Return what the function is told of the noise level; see ``Rotation.time``."""
+        """Return the noise level as the function gets it; see ``Rotation.time``."""
         if self.time == "sigma":
             return sigma
         if self.time == "log_sigma":
@@ -90,7 +90,7 @@ class FunctionRotation(RotationModel):
         prior: The distribution of the norms; None makes them 1.
         shape: Shape of one sample.
         prediction: What f predicts; see ``fastmsgm.function``.
-        time: What f is told of the noise level; see ``fastmsgm.function``.
+        time: How f gets the noise level; see ``fastmsgm.function``.
 
     Raises:
         TypeError: f is not callable, or another argument of the wrong type.

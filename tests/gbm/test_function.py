@@ -29,7 +29,7 @@ PROCESS = GBM(3.0)
 
 
 def noise_level(process: GBM, time: str, value: Tensor) -> Tensor:
-    """Return s, given what a function is told of it."""
+    """Return s, given what a function gets of it."""
     if time in ("sigma", "log_sigma"):
         return value if time == "sigma" else torch.exp(value)
     t = value if time == "t" else value * process.T / 1000

@@ -36,7 +36,7 @@ PRIOR = RadialPrior(torch.log(NORMS))
 
 
 def integrated_beta(process: Rotation, time: str, value: Tensor) -> Tensor:
-    """Return B, given what a function is told of it."""
+    """Return B, given what a function gets of it."""
     value = value.double()
     if time in ("sigma", "log_sigma"):
         return -torch.log1p(-(value if time == "sigma" else torch.exp(value)).square())
