@@ -23,9 +23,10 @@ from tqdm.auto import tqdm
 
 from fastmsgm import ops, rng
 from fastmsgm.checkpoint import load
-from fastmsgm.checks import check_int, is_number
+from fastmsgm.checks import check_int
 from fastmsgm.condition import Conditions
 from fastmsgm.function import function_model
+from fastmsgm.habits import check_guidance, drawn_seed, refuse_unknown
 from fastmsgm.loop import Loop
 from fastmsgm.model import ScoreModel, evaluation, is_model
 from fastmsgm.solver import Plan, Solver
@@ -35,22 +36,6 @@ from fastmsgm.wrappers import unwrap
 
 PROBE = 4  # samples whose memory is measured on CUDA
 _log = logging.getLogger("fastmsgm")
-# What other libraries call an argument, and its name here.
-HINTS = {
-    "num_inference_steps": "steps",
-    "num_steps": "steps",
-    "nfe": "steps",
-    "sampler": "solver",
-    "scheduler": "solver",
-    "num_samples": "n",
-    "n_samples": "n",
-    "guidance_scale": "guidance",
-    "cfg_scale": "guidance",
-    "labels": "label",
-    "class_labels": "label",
-    "seeds": "seed",
-    "generators": "generator",
-}
 
 
 @dataclass(frozen=True)
@@ -179,7 +164,7 @@ def check_job(
     ``function`` holds those that describe a model that is a function, ``unknown`` those that
     ``sample`` does not have.
     """
-    _refuse_unknown(unknown)
+    refuse_unknown(unknown)
     model = _model(model, function, device)
     n, start = check_int("n", n, 1), check_int("start", start, 0)
     if isinstance(seed, (list, tuple)):
@@ -189,7 +174,7 @@ def check_job(
         )
     seed = check_int("seed", seed, 0, 2**64 - 1)
     if generator is not None:
-        seed = _key(generator, seed)
+        seed = drawn_seed(generator, seed)
     if start + n > rng.MAX_SAMPLES:
         raise ValueError(
             f"start + n must be at most 2^56, got start={start} and n={n}: the stream ends there"
@@ -201,7 +186,7 @@ def check_job(
     chosen = resolve(solver, model)
     plan = plan_of(model, chosen, steps)
     conditions = Conditions(model, start, n, label, condition)
-    guidance = _guidance(model, guidance, conditions)
+    guidance = check_guidance(model, guidance, conditions)
     size = n if batch_size is None else check_int("batch_size", batch_size, 1)
     job = Job(
         model, chosen, plan, n, seed, start, conditions, guidance, size, start, bool(compiled)
@@ -283,46 +268,6 @@ def _model(
             "has its own: leave it out"
         )
     return model if device is None else model.to(device)
-
-
-def _key(generator: object, seed: int) -> int:
-    """Draw a seed of 63 bits from torch's generator, which advances."""
-    if not isinstance(generator, torch.Generator):
-        raise TypeError(
-            f"generator must be one torch.Generator, got {type(generator).__name__}: samples of "
-            "one seed are independent, so one generator serves all of them"
-        )
-    if seed:
-        raise ValueError(f"seed and generator must not be given together, got seed={seed}")
-    drawn = torch.randint(
-        2**63 - 1, (), generator=generator, device=generator.device, dtype=torch.int64
-    )
-    return int(drawn)
-
-
-def _guidance(model: ScoreModel, guidance: float, conditions: Conditions) -> float:
-    if not is_number(guidance):
-        raise ValueError(f"guidance must be a finite number, got {guidance!r}")
-    if guidance == 1:
-        return 1.0
-    if not model.classes and not conditions.given:
-        raise ValueError(
-            f"guidance needs a condition or a class-conditional model, got guidance={guidance}: "
-            "give condition=..., or leave guidance out"
-        )
-    if not model.drop:
-        raise ValueError(
-            f"guidance needs a model that was trained with dropped conditions, got "
-            f"guidance={guidance} and model.drop=0: train with fit(..., drop=0.1); a function "
-            "combines its two outputs itself"
-        )
-    return float(guidance)
-
-
-def _refuse_unknown(unknown: Mapping[str, Any]) -> None:
-    for name in unknown:
-        hint = f": it is called {HINTS[name]}" if name in HINTS else ""
-        raise TypeError(f"sample has no argument {name!r}{hint}")
 
 
 def _show(loop: Loop, index: int, first: int, callback: Callable[[Step], object]) -> None:

@@ -11,11 +11,9 @@ import itertools
 import logging
 import math
 import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +28,8 @@ from fastmsgm.condition import checked_condition, checksum
 from fastmsgm.data.batches import Batches
 from fastmsgm.data.items import as_float
 from fastmsgm.data.loaders import Data
-from fastmsgm.loss import EVALUATION, Loss, check_range
-from fastmsgm.model import Model, ScoreModel, check_bare_model, evaluation
+from fastmsgm.loss import Loss, check_range
+from fastmsgm.model import Model, ScoreModel, check_bare_model
 from fastmsgm.run_settings import (
     lr_schedule,
     make_optimizer,
@@ -40,6 +38,8 @@ from fastmsgm.run_settings import (
     run_settings,
 )
 from fastmsgm.sampling import sample
+from fastmsgm.stop import stop_requests
+from fastmsgm.validation import loss_arguments, validation_loss
 from fastmsgm.wrappers import unwrap
 
 CHECKPOINT_SECONDS = 180.0
@@ -192,7 +192,7 @@ def fit(
     held_out = None if validation is None else Batches(validation, name="validation")
     if validation is not None and held_out is not None:
         _check_data("validation", model, validation, held_out)
-        _validate(model, itertools.islice(held_out.epoch(), 1), loss, seed)
+        validation_loss(model, itertools.islice(held_out.epoch(), 1), loss, seed)
     optim = make_optimizer(optimizer, list(model.net.parameters()))
     settings = run_settings(
         model,
@@ -225,7 +225,7 @@ def fit(
     averaged = model.with_net(run.average.module)
     writer_context = _tensorboard(run) if tensorboard else nullcontext()
     source = batches.iterate(run.step * accumulate)
-    with _stop_requests() as stop, bar, writer_context as writer:
+    with stop_requests() as stop, bar, writer_context as writer:
         while run.step < steps:
             loss_of.train()
             for group in optim.param_groups:
@@ -235,7 +235,10 @@ def fit(
             first = 0
             for _ in range(accumulate):
                 x, given = next(source)
-                value = loss_of(x, step=run.step, first=first, **_split(model, given)) / accumulate
+                value = (
+                    loss_of(x, step=run.step, first=first, **loss_arguments(model, given))
+                    / accumulate
+                )
                 value.backward()
                 total += value.detach()
                 first += len(x)
@@ -272,7 +275,8 @@ def fit(
                 seen = TrainStep(
                     step=run.step,
                     loss=sum(since) / len(since),
-                    validation_loss=held_out and _validate(averaged, held_out.epoch(), loss, seed),
+                    validation_loss=held_out
+                    and validation_loss(averaged, held_out.epoch(), loss, seed),
                     lr=lr_of(run.step - 1),
                     grad_norm=norms[-1],
                     model=averaged.eval(),
@@ -330,7 +334,7 @@ def _write_report(writer: Any, seen: TrainStep, given: Mapping[str, Tensor]) -> 
     model = seen.model
     if len(model.shape) != 3 or model.shape[0] not in (1, 3):
         return
-    few = {name: value[:GRID] for name, value in _split(model, given).items()}
+    few = {name: value[:GRID] for name, value in loss_arguments(model, given).items()}
     n = min([GRID, *map(len, few.values())])
     label = few.pop("labels", None)
     images = sample(model, n, label=label, condition=few, progress=False)
@@ -338,29 +342,6 @@ def _write_report(writer: Any, seen: TrainStep, given: Mapping[str, Tensor]) -> 
     if not 0 < high - low < math.inf:
         low, high = float(images.min()), float(images.max())
     writer.add_images("samples", (images - low) / max(high - low, 1e-9), seen.step)
-
-
-def _validate(
-    model: ScoreModel,
-    batches: Iterable[tuple[Tensor, Mapping[str, Tensor]]],
-    loss: Callable[..., Tensor] | None,
-    seed: int,
-) -> float:
-    """Return the mean loss over all samples, at the same noise every time."""
-    loss_of = Loss(model, loss, seed=seed)
-    total, n = 0.0, 0
-    with evaluation(loss_of):
-        for x, given in batches:
-            options = _split(model, given)
-            values = loss_of(x, step=EVALUATION, first=n, reduction="none", **options)
-            total, n = total + float(values.sum()), n + len(x)
-    return total / n
-
-
-def _split(model: ScoreModel, given: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return what a batch brings as the loss takes it; labels count for models with classes."""
-    condition: dict[str, Any] = {k: v for k, v in given.items() if k != "label"}
-    return condition | ({"labels": given.get("label")} if model.classes else {})
 
 
 def _check_data(name: str, model: ScoreModel, data: Data, batches: Batches) -> None:
@@ -376,24 +357,6 @@ def _check_data(name: str, model: ScoreModel, data: Data, batches: Batches) -> N
         x = as_float(part).to(model.device)
         check_range(model, x)
         model.check_states(model.to_state(x))
-
-
-@contextmanager
-def _stop_requests() -> Iterator[threading.Event]:
-    """Yield an event that Ctrl-C or SIGTERM sets, so that a step is always finished.
-
-    Signals reach the main thread alone; elsewhere the event is never set.
-    """
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {s: signal.signal(s, lambda *_: stop.set()) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _tensorboard(run: TrainingRun) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import fastmsgm
 from fastmsgm import GBM, GBMModel, Loss, job
+from fastmsgm.habits import HINTS
 from fastmsgm.nets import MLP
 
 sample = functools.partial(fastmsgm.sample, progress=False)
@@ -26,7 +27,7 @@ def build() -> GBMModel:
 # ---- habits ----
 
 
-@pytest.mark.parametrize(("given", "ours"), job.HINTS.items())
+@pytest.mark.parametrize(("given", "ours"), HINTS.items())
 def test_other_libraries_names_get_a_hint(given: str, ours: str) -> None:
     misnamed: dict[str, Any] = {given: 3}
     with pytest.raises(TypeError, match=f"no argument '{given}': it is called {ours}"):

@@ -16,7 +16,6 @@ from fastmsgm.checks import RESERVED, check_int
 from fastmsgm.data.items import as_float
 from fastmsgm.evaluation import plots
 from fastmsgm.families import solver_names
-from fastmsgm.output import DTYPES
 from fastmsgm.tools.arguments import (
     about,
     add_option,
@@ -25,6 +24,7 @@ from fastmsgm.tools.arguments import (
     read_classes,
     read_condition,
 )
+from fastmsgm.writers import DTYPES
 
 GRID = 100  # samples in the picture of ``sample --grid``
 
