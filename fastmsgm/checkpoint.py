@@ -1,28 +1,37 @@
-"""Checkpoints: load a model; write and resume a training run. JSON and safetensors, no pickles."""
+"""load: a model from its checkpoint. Nothing of it is unpickled or mapped."""
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
-import math
 import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from fastmsgm.families import FAMILIES
-from fastmsgm.files import write_atomically
-from fastmsgm.model import DAMAGED, FORMAT_VERSION, ScoreModel
+from fastmsgm.model import FORMAT_VERSION, ScoreModel
 from fastmsgm.nets import NETS
-from fastmsgm.wrappers import plain_state_dict, unwrap
+from fastmsgm.tensors import load_tensors
 
+WEIGHTS = "model.safetensors"
+# What a configuration that this package did not write makes networks and models raise.
+UNSUITABLE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 _log = logging.getLogger("fastmsgm")
 
 
@@ -35,7 +44,8 @@ def load(
 
     Args:
         name_or_path: A shipped model ("fashion-gbm", "cauchy-rotation", "cauchy-vp") or a folder
-            with ``config.json`` and ``model.safetensors``, which ``ScoreModel.save`` writes.
+            with a ``model.safetensors`` that ``ScoreModel.save`` or ``fit`` wrote. A folder comes
+            first.
         device: Where to put it.
         net: The network, where it is not one of ``fastmsgm.nets``; its weights are loaded into it.
 
@@ -46,6 +56,7 @@ def load(
         TypeError: Neither a name nor a path.
         ValueError: Neither a shipped model nor a folder with a checkpoint; or a checkpoint that is
             damaged, of another network, or of a format version that this package does not know.
+        OSError: The checkpoint cannot be read.
 
     Example:
         >>> model = fastmsgm.load("fashion-gbm")
@@ -54,34 +65,56 @@ def load(
     """
     if not isinstance(name_or_path, (str, os.PathLike)):
         raise TypeError(f"model must be a name or a folder, got {type(name_or_path).__name__}")
-    shipped = Path(str(resources.files("fastmsgm.models")))
-    path = Path(name_or_path)
-    if not (path / "config.json").is_file():
-        path = shipped / str(name_or_path)
-    if not (path / "config.json").is_file():
-        names = sorted(p.parent.name for p in shipped.glob("*/config.json"))
-        raise ValueError(
-            f"model must be one of {', '.join(names) or '(none shipped)'} or a folder with "
-            f"config.json, got {str(name_or_path)!r}"
-        )
+    path = _folder(name_or_path)
     try:
-        config: dict[str, Any] = json.loads((path / "config.json").read_text())
-        _check_version(path, config.get("format_version"))
-        weights = load_file(path / "model.safetensors")
+        weights, metadata = load_tensors(path / WEIGHTS)
+        config: dict[str, Any] = json.loads(metadata["config"])
+        _tell_of_edits(path, config)
+        _check_version(config.get("format_version"))
         model = _build(config, weights, net)
-    except DAMAGED as error:
+    except UNSUITABLE as error:
         raise ValueError(
-            f"model: the checkpoint in {path} is damaged or another network's ({error!r}): save it "
-            "again, or give the network that it is of as net=..."
+            f"model: the checkpoint in {path} is damaged or another network's ({_text(error)}): "
+            "save it again, or give the network that it is of as net=..."
         ) from error
     return model.to(device).eval()
 
 
-def _check_version(path: Path, version: object) -> None:
+def _folder(name_or_path: str | os.PathLike[str]) -> Path:
+    """Return the folder of a model; a folder of the user's comes before a shipped model."""
+    path, shipped = Path(name_or_path), Path(str(resources.files("fastmsgm.models")))
+    own = (path / WEIGHTS).is_file()
+    names = sorted(p.parent.name for p in shipped.glob(f"*/{WEIGHTS}"))
+    if own and str(name_or_path) in names:
+        _log.warning(
+            "the folder %s is loaded, not the shipped model of that name: give an absolute path, "
+            "or rename the folder",
+            path.absolute(),
+        )
+    if not own and str(name_or_path) not in names:
+        raise ValueError(
+            f"model must be one of {', '.join(names) or '(none shipped)'} or a folder with "
+            f"{WEIGHTS}, got {str(name_or_path)!r}"
+        )
+    return path if own else shipped / str(name_or_path)
+
+
+def _tell_of_edits(path: Path, config: dict[str, Any]) -> None:
+    """Warn where config.json is not the configuration that the weights were saved with."""
+    copy = path / "config.json"
+    try:
+        same = not copy.exists() or json.loads(copy.read_text("utf-8")) == config
+    except (OSError, ValueError, RecursionError):
+        same = False
+    if not same:
+        _log.warning("%s differs from the configuration in %s, which is used", copy, WEIGHTS)
+
+
+def _check_version(version: object) -> None:
     if type(version) is not int or version != FORMAT_VERSION:
         raise ValueError(
-            f"model: the checkpoint in {path} has format_version {version!r}, this package reads "
-            f"{FORMAT_VERSION}: load it with the version of fastmsgm that wrote it"
+            f"its format_version is {version!r}, this package reads {FORMAT_VERSION}: load it with "
+            "the version of fastmsgm that wrote it"
         )
 
 
@@ -93,7 +126,7 @@ def _build(config: dict[str, Any], weights: dict[str, Tensor], net: nn.Module | 
                 f"net {name!r} is not one of {', '.join(NETS)}: build it yourself and give it as "
                 "net=..."
             )
-        net = NETS[name](**config["net"])
+        net = _network(name, config["net"], weights)
     family = config["process"]["name"]
     if family not in FAMILIES:
         raise ValueError(
@@ -105,128 +138,44 @@ def _build(config: dict[str, Any], weights: dict[str, Tensor], net: nn.Module | 
     return model
 
 
-class TrainingRun:
-    """The state of a training run, and its checkpoint in a folder.
-
-    Args:
-        model: Trained in place.
-        optimizer: Of the network's parameters.
-        settings: All that decides the result, as JSON can hold it; a checkpoint of other settings
-            is refused, but for more "steps". Holds "ema" and "steps".
-        out: The folder, or None for a run without checkpoints. An existing run there is resumed.
-
-    Attributes:
-        average: The exponential moving average of the network.
-        step: Optimizer steps done.
-        extended_from: The number of steps that a resumed run was planned for, if that was less.
-        losses: The loss of every step.
-
-    Raises:
-        ValueError: The folder holds a run with other settings, or a damaged one.
-    """
-
-    def __init__(
-        self,
-        model: ScoreModel,
-        optimizer: torch.optim.Optimizer,
-        settings: dict[str, Any],
-        out: Path | None,
-    ) -> None:
-        self.model, self.optimizer, self.settings, self.out = model, optimizer, settings, out
-        averaging = get_ema_multi_avg_fn(settings["ema"])
-        net = unwrap(model.net)
-        self.average = AveragedModel(net, multi_avg_fn=averaging, use_buffers=True)
-        self.step, self.extended_from = 0, 0
-        self.losses: list[float] = []
-        if out is not None and (out / "training.json").is_file():
-            try:
-                self._resume(out)
-            except DAMAGED as error:
-                raise ValueError(
-                    f"out={str(out)!r} holds a damaged checkpoint ({error!r}): use a new folder"
-                ) from error
-
-    def save(self) -> None:
-        """Write the checkpoint; the model's own files hold the average."""
-        if self.out is None:
-            return
-        self.out.mkdir(parents=True, exist_ok=True)
-        tensors = {f"net.{k}": v for k, v in plain_state_dict(self.model.net).items()}
-        tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
-        for i, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {
-                f"optimizer.{i}.{k}": torch.as_tensor(v)
-                for k, v in moments.items()
-                if v is not None
-            }
-        tensors = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
-        # The step is in the same file as its tensors, and the losses are there before it, so that
-        # an interrupted save leaves a whole state.
-        groups = [_numbers(group) for group in self.optimizer.param_groups]
-        metadata = {"step": str(self.step), "groups": json.dumps(groups)}
-        text = json.dumps(self.settings, indent=2) + "\n"
-        write_atomically(self.out / "loss.csv", self._write_losses)
-        write_atomically(
-            self.out / "training.safetensors", lambda p: save_file(tensors, p, metadata)
+def _network(name: str, arguments: dict[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
+    """Build a network once its shapes, found without memory, are those of the weights."""
+    shapes = {k[4:]: v.shape for k, v in weights.items() if k.startswith("net.")}
+    with torch.device("meta"), _at_most(len(shapes)):
+        meant = {k: v.shape for k, v in NETS[name](**arguments).state_dict().items()}
+    if meant != shapes:
+        wrong = sorted(k for k in meant.keys() | shapes.keys() if meant.get(k) != shapes.get(k))
+        raise ValueError(
+            f"its configuration and its weights differ in {len(wrong)} tensors, {wrong[0]} first: "
+            f"{_shape(meant.get(wrong[0]))} and {_shape(shapes.get(wrong[0]))}"
         )
-        write_atomically(self.out / "training.json", lambda p: p.write_text(text))
-        self.model.with_net(self.average.module).save(self.out)
-
-    def _write_losses(self, path: Path) -> None:
-        with open(path, "w", newline="") as file:
-            csv.writer(file).writerows([("step", "loss"), *enumerate(self.losses, 1)])
-
-    def _resume(self, out: Path) -> None:
-        stored = json.loads((out / "training.json").read_text())
-        extends = isinstance(stored.get("steps"), int) and stored["steps"] < self.settings["steps"]
-        changed = {
-            k: (stored.get(k), v)
-            for k, v in self.settings.items()
-            if not (_same(stored.get(k), v) or (k == "steps" and extends))
-        }
-        if changed:
-            raise ValueError(
-                f"out={str(out)!r} holds a run with other settings (there, here): {changed}; use a "
-                "new folder"
-            )
-        with safe_open(out / "training.safetensors", framework="pt") as file:
-            self.step = int(file.metadata()["step"])
-            groups = json.loads(file.metadata()["groups"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        part = {
-            p: {k[len(p) + 1 :]: v for k, v in tensors.items() if k.startswith(p + ".")}
-            for p in ("net", "average", "optimizer")
-        }
-        unwrap(self.model.net).load_state_dict(part["net"])
-        self.average.load_state_dict(part["average"])
-        state = self.optimizer.state_dict()
-        for key, value in part["optimizer"].items():
-            index, name = key.split(".")
-            state["state"].setdefault(int(index), {})[name] = value
-        self.optimizer.load_state_dict(state)
-        for group, numbers in zip(self.optimizer.param_groups, groups, strict=True):
-            group.update(numbers)
-        with open(out / "loss.csv", newline="") as file:
-            try:
-                losses = [float(row["loss"]) for row in csv.DictReader(file)]
-            except ValueError as error:
-                raise RuntimeError(f"loss.csv: {error}") from error
-        self.losses = losses[: self.step]
-        self.extended_from = stored["steps"] if extends else 0
-        _log.info("resumed %s at step %d", out, self.step)
+    with torch.device("cpu"):
+        return NETS[name](**arguments)
 
 
-def _numbers(group: dict[str, Any]) -> dict[str, Any]:
-    """Return the numbers of a group of parameters, some of which optimizers change."""
-    return {k: v for k, v in group.items() if isinstance(v, (bool, int, float))}
+@contextmanager
+def _at_most(count: int) -> Iterator[None]:
+    """Raise ValueError as soon as this thread registers more parameters than there are weights."""
+    thread, left = threading.get_ident(), count
+
+    def registered(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        nonlocal left
+        if threading.get_ident() == thread and parameter is not None:
+            left -= 1
+            if left < 0:
+                raise ValueError(f"its configuration needs more than its {count} weights")
+
+    hook = register_module_parameter_registration_hook(registered)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
-def _same(a: Any, b: Any) -> bool:
-    """Whether two settings are equal, numbers to 1e-6: fits vary with the number of threads."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(_same, a, b))
-    if isinstance(a, float) and isinstance(b, float):
-        return math.isclose(a, b, rel_tol=1e-6)
-    return a == b
+def _shape(shape: torch.Size | None) -> str:
+    return "none" if shape is None else str(tuple(shape))
+
+
+def _text(error: Exception) -> str:
+    """Return the message of an error, or its type where it has none of its own."""
+    return str(error) if isinstance(error, ValueError) else repr(error)

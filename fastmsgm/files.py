@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+def write_atomically(
+    path: Path, write: Callable[[Path], object], previous: Path | None = None
+) -> None:
     """Replace ``path`` by what ``write`` puts into a temporary file beside it.
 
     The temporary name is unique, so that two processes may write at once. The file and its folder
@@ -18,16 +20,30 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Args:
         path: The file to replace; its folder must exist.
         write: Called with the temporary path, which does not exist yet.
+        previous: Where the old file goes, or None. A kill at the wrong moment leaves it there,
+            with nothing at ``path``.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         write(temporary)
         _sync(temporary, os.O_RDWR)
+        if previous is not None and path.exists():
+            os.replace(path, previous)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     if os.name == "posix":  # Windows cannot open a folder
         _sync(path.parent, os.O_RDONLY)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in a folder.
+
+    Args:
+        folder: No other process may be writing to it.
+    """
+    for path in folder.glob(f".*.{'?' * 32}.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def cache_folder() -> Path:

@@ -12,21 +12,20 @@ import json
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastmsgm.checks import check_int, check_offset, interval
 from fastmsgm.files import write_atomically
+from fastmsgm.modes import once_released
 from fastmsgm.nets import NETS
 from fastmsgm.solver import Solver
+from fastmsgm.tensors import save_tensors
 from fastmsgm.wrappers import is_sharded, output_of, plain_state_dict, unwrap
 
 Model = TypeVar("Model", bound="ScoreModel")
@@ -34,17 +33,6 @@ Model = TypeVar("Model", bound="ScoreModel")
 _AVX512 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FORMAT_VERSION = 1  # of a checkpoint's config.json
-# What reading a damaged checkpoint, or one of another network, may raise.
-DAMAGED = (
-    json.JSONDecodeError,
-    SafetensorError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    FileNotFoundError,
-    RuntimeError,
-    UnicodeDecodeError,
-)
 
 
 class ScoreModel(nn.Module, ABC):
@@ -206,6 +194,8 @@ class ScoreModel(nn.Module, ABC):
     def forward(self, x: Tensor, c_noise: Tensor, **condition: Tensor) -> Tensor:
         """Return the network's raw output.
 
+        The network gets copies of all tensors, which it may change.
+
         Args:
             x: (n, ...) the network's input.
             c_noise: (n,) float32, what tells it the noise level.
@@ -215,9 +205,10 @@ class ScoreModel(nn.Module, ABC):
 
         Raises:
             TypeError: The network returns no tensor; the ``sample`` of diffusers' outputs and the
-                first of a tuple are taken.
+                first of a tuple are taken. Or its parameters are not float32, and it fails.
             ValueError: Its output has another shape than its input, or the model's precision is
                 not that of the active ``torch.autocast``.
+            RuntimeError: The network failed.
         """
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             self._check_synchronised()
@@ -226,12 +217,34 @@ class ScoreModel(nn.Module, ABC):
         device = x.device.type
         if torch.is_autocast_enabled(device):
             self._check_autocast(torch.get_autocast_dtype(device))
-            returned = net(x, c_noise, **condition)
+            returned = self._call(net, x, c_noise, condition)
         else:
             dtype = self.network_dtype
             with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-                returned = net(x, c_noise, **condition)
+                returned = self._call(net, x, c_noise, condition)
         return output_of(returned, x, "net")
+
+    def _call(
+        self, net: nn.Module, x: Tensor, c_noise: Tensor, condition: Mapping[str, Tensor]
+    ) -> Any:
+        """Call the network with copies; an error says what it was called with."""
+        own = {name: value.clone() for name, value in condition.items()}
+        if torch.compiler.is_compiling():
+            return net(x.clone(), c_noise.clone(), **own)
+        try:
+            return net(x.clone(), c_noise.clone(), **own)
+        except RuntimeError as error:
+            if type(error) is not RuntimeError:  # such as memory that does not suffice
+                raise
+            dtypes = {p.dtype for p in net.parameters() if p.is_floating_point()} - {x.dtype}
+            if dtypes and not torch.is_autocast_enabled(x.device.type):
+                raise TypeError(
+                    f"net must have parameters in {x.dtype}, got {dtypes.pop()}: convert it with "
+                    '.float(); precision="bf16" lets it compute in half precision'
+                ) from error
+            given = {"x": x, "c_noise": c_noise, **condition}
+            shapes = ", ".join(f"{k} {tuple(v.shape)} {v.dtype}" for k, v in given.items())
+            raise RuntimeError(f"net failed, called with {shapes}: {error}") from error
 
     def _check_autocast(self, active: torch.dtype) -> None:
         if self.precision != "fp32" and PRECISIONS[self.precision] != active:
@@ -257,6 +270,11 @@ class ScoreModel(nn.Module, ABC):
             "module: DistributedDataParallel(fastmsgm.Loss(model))",
             stacklevel=3,
         )
+
+    def train(self: Model, mode: bool = True) -> Model:
+        """Set the mode, as of any module; during an evaluation by another thread, at its end."""
+        once_released(self, lambda: super(ScoreModel, self).train(mode))
+        return self
 
     def with_net(self: Model, net: nn.Module) -> Model:
         """Return this model with another network; all else is shared."""
@@ -309,10 +327,13 @@ class ScoreModel(nn.Module, ABC):
         return {**(config if isinstance(config, dict) else {}), "name": _net_name(net)}
 
     def save(self, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> None:
-        """Write ``config.json`` and ``model.safetensors`` into a folder.
+        """Write ``model.safetensors`` into a folder, and its configuration as ``config.json``, too.
 
-        Wrappers of the network (DistributedDataParallel, AveragedModel, ``torch.compile``) are not
-        stored. Where it is sharded by ``fully_shard``, call ``save`` on every rank.
+        The file of the weights holds the configuration and a checksum; ``config.json`` is a copy
+        for people and other programs. Each is replaced in one step, so that after a kill the folder
+        holds the old model or the new one. Wrappers of the network (DistributedDataParallel,
+        AveragedModel, ``torch.compile``) are not stored. Where it is sharded by ``fully_shard``,
+        call ``save`` on every rank.
 
         Args:
             folder: Made if absent.
@@ -320,6 +341,7 @@ class ScoreModel(nn.Module, ABC):
 
         Raises:
             OSError: The folder cannot be written.
+            TypeError: The network's state dict holds something else than tensors.
         """
         config = {
             "format_version": FORMAT_VERSION,
@@ -333,8 +355,8 @@ class ScoreModel(nn.Module, ABC):
         weights = {k: v for k, v in self.state_dict().items() if not k.startswith("net.")}
         weights |= {f"net.{k}": v for k, v in plain_state_dict(self.net).items()}
         weights = {k: _stored(k, v, dtype) for k, v in weights.items()}
-        write_atomically(path / "model.safetensors", lambda p: save_file(weights, p))
-        write_atomically(path / "config.json", lambda p: p.write_text(text))
+        save_tensors(path / "model.safetensors", weights, {"config": text})
+        write_atomically(path / "config.json", lambda p: p.write_text(text, "utf-8"))
 
 
 def is_model(x: object) -> bool:
@@ -342,17 +364,13 @@ def is_model(x: object) -> bool:
     return isinstance(unwrap(x), ScoreModel)
 
 
-@contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode, without gradients, and back into its modes afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+def check_float32(model: ScoreModel) -> None:
+    """Raise TypeError where the model as a whole was converted to another dtype."""
+    if model.dropped.dtype != torch.float32:
+        raise TypeError(
+            f"model must be in float32, got {model.dropped.dtype}: convert it back with .float(); "
+            'model.precision = "bf16" lets the network compute in half precision'
+        )
 
 
 def check_bare_model(model: object, remedy: str) -> None:
@@ -383,7 +401,7 @@ def _check_classes(net: nn.Module, classes: int) -> int:
 def _stored(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     value = getattr(value, "full_tensor", lambda: value)()  # gathers the shards of FSDP2
     rounded = name.startswith("net.") and value.is_floating_point()
-    return value.to("cpu", dtype if rounded else value.dtype, copy=True).contiguous()
+    return value.to(dtype) if rounded else value
 
 
 def _net_class(net: nn.Module) -> type:

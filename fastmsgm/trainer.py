@@ -2,7 +2,7 @@
 
 Batch k of every run is determined by (seed, k) alone: the order of the data, augmentation, dropped
 conditions, the noise levels and the noise come from the counter-based stream, so a run that is
-stopped and resumed follows the uninterrupted one exactly.
+stopped and resumed follows the uninterrupted one exactly. Several processes share every batch.
 """
 
 from __future__ import annotations
@@ -13,16 +13,13 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from fastmsgm.checkpoint import TrainingRun
 from fastmsgm.checks import check_int, is_number
 from fastmsgm.condition import checked_condition, checksum
 from fastmsgm.data.batches import Batches
@@ -30,6 +27,8 @@ from fastmsgm.data.items import as_float
 from fastmsgm.data.loaders import Data
 from fastmsgm.loss import Loss, check_range
 from fastmsgm.model import Model, ScoreModel, check_bare_model
+from fastmsgm.processes import joined
+from fastmsgm.report import Report, TrainStep, reporting
 from fastmsgm.run_settings import (
     lr_schedule,
     make_optimizer,
@@ -39,35 +38,16 @@ from fastmsgm.run_settings import (
 )
 from fastmsgm.sampling import sample
 from fastmsgm.stop import stop_requests
-from fastmsgm.validation import loss_arguments, validation_loss
+from fastmsgm.train_step import OptimizerSteps
+from fastmsgm.training_run import TrainingRun, locked
+from fastmsgm.validation import validation_loss
 from fastmsgm.wrappers import unwrap
 
 CHECKPOINT_SECONDS = 180.0
 FLUSH_EVERY = 50  # steps between two reads of the loss, each of which waits for the device
-GRID = 16  # images that TensorBoard gets
+AGREE_EVERY = 10  # steps between two agreements of several processes to save or stop
 CHECKED_AT_ONCE = 2**21  # numbers of the data that are checked together
 _log = logging.getLogger("fastmsgm")
-
-
-@dataclass(frozen=True)
-class TrainStep:
-    """What a callback of ``fit`` sees.
-
-    Args:
-        step: Optimizer steps done.
-        loss: Mean training loss of the steps since the last call.
-        validation_loss: Loss of the averaged model on the validation data, or None without any.
-        lr: Learning rate of the last step.
-        grad_norm: Gradient norm of the last step, before clipping.
-        model: The averaged model, in evaluation mode; the next steps change its weights.
-    """
-
-    step: int
-    loss: float
-    validation_loss: float | None
-    lr: float
-    grad_norm: float
-    model: ScoreModel
 
 
 def fit(
@@ -101,7 +81,12 @@ def fit(
     By default Adam with linear warm-up and cosine decay to zero, gradients clipped. With ``out`` a
     checkpoint is written every three minutes, at the end and on Ctrl-C. Calling ``fit`` again with
     the same arguments resumes the run, exactly unless the network itself uses random numbers
-    (dropout) or the data have no fixed order; with more ``steps`` it extends the run.
+    (dropout) or the data have no fixed order; with more ``steps`` it extends the run. A disk that
+    is full at a periodic checkpoint is logged, and training goes on.
+
+    Under torchrun, or where ``torch.distributed`` is initialised, all processes must call ``fit``
+    with the same arguments. They share every batch, with DistributedDataParallel, and the result is
+    that of one process but for rounding. Rank 0 alone writes files and calls the callback.
 
     Args:
         model: From ``GBMModel.for_data`` or the like, trained on its own device.
@@ -111,7 +96,7 @@ def fit(
             DataLoader without a sampler of its user's.
         labels: (N,) integers from 0, the classes of a tensor, for a class-conditional model.
         steps: Optimizer steps in all.
-        batch_size: Samples per network call; None is the DataLoader's, or 128.
+        batch_size: Samples of a batch, of all processes together; None is the DataLoader's, or 128.
         accumulate: Batches per optimizer step, whose gradients are averaged.
         lr: Peak learning rate, or a function of the step, which then replaces warm-up and decay.
             It is that of all parameter groups.
@@ -138,8 +123,9 @@ def fit(
             the run is saved, and the model keeps the weights of the last step.
         every: Steps between two calls of the callback, two validations, two images of
             TensorBoard.
-        out: Folder for ``config.json``, ``model.safetensors`` (the average),
-            ``training.safetensors`` and ``loss.csv``.
+        out: Folder for ``model.safetensors`` (the average), ``config.json``,
+            ``training.safetensors``, the state before it as ``training.previous.safetensors``,
+            and ``loss.csv``. One run at a time can use it; processes of a run must share it.
         seed: Seed of data order, augmentation, noise levels and noise.
         tensorboard: Also write losses, learning rate, gradient norm and, for images, samples
             there, into ``out``.
@@ -150,8 +136,10 @@ def fit(
 
     Raises:
         TypeError: An argument of the wrong type; the message names it.
-        ValueError: An argument out of range, data of another shape or dtype than the model's, or a
-            checkpoint in ``out`` of other arguments.
+        ValueError: An argument out of range, data of another shape or dtype than the model's, or
+            an ``out`` that cannot be written, is in use, or holds a run of other arguments or a
+            model without one.
+        OSError: The last checkpoint could not be written; the trained weights are in the model.
         FloatingPointError: The loss or its gradient became NaN or infinite; the last checkpoint is
             kept.
         KeyboardInterrupt: On Ctrl-C or SIGTERM, after the current step is finished and saved.
@@ -193,99 +181,155 @@ def fit(
     if validation is not None and held_out is not None:
         _check_data("validation", model, validation, held_out)
         validation_loss(model, itertools.islice(held_out.epoch(), 1), loss, seed)
-    optim = make_optimizer(optimizer, list(model.net.parameters()))
-    settings = run_settings(
-        model,
-        batches,
-        steps=steps,
-        accumulate=accumulate,
-        lr=name_of(lr) if callable(lr) else lr,
-        optimizer=optimizer_settings(optim),
-        ema=ema,
-        seed=seed,
-        warmup=warmup,
-        clip=clip,
-        drop=drop,
-        precision=precision,
-        loss=name_of(loss),
-        transform=name_of(transform),
-        labels=None if labels is None else checksum(labels),
-        condition={name: checksum(value) for name, value in (condition or {}).items()},
-    )
-    run = TrainingRun(model, optim, settings, Path(out) if out is not None else None)
-    _tell_of_resume(run, batches, lr_of, lr, warmup)
-    loss_of = Loss(model, loss, seed=seed, drop=drop)
-    model.precision = precision
-    bar = tqdm(total=steps, initial=run.step, disable=not progress, desc="training", unit="step")
-    given: Mapping[str, Tensor] = {}
-    recent: list[tuple[Tensor, Tensor]] = []  # loss and gradient norm of each step
-    saved, reported = time.monotonic(), run.step
-    net = unwrap(model.net)
-    parameters = [p for group in optim.param_groups for p in group["params"]]
-    averaged = model.with_net(run.average.module)
-    writer_context = _tensorboard(run) if tensorboard else nullcontext()
-    source = batches.iterate(run.step * accumulate)
-    with stop_requests() as stop, bar, writer_context as writer:
-        while run.step < steps:
-            loss_of.train()
-            for group in optim.param_groups:
-                group["lr"] = lr_of(run.step)
-            model.net.zero_grad()
-            total = torch.zeros((), dtype=torch.float32, device=model.device)
-            first = 0
-            for _ in range(accumulate):
-                x, given = next(source)
-                value = (
-                    loss_of(x, step=run.step, first=first, **loss_arguments(model, given))
-                    / accumulate
-                )
-                value.backward()
-                total += value.detach()
-                first += len(x)
-            norm = nn.utils.clip_grad_norm_(parameters, clip)
-            optim.step()
-            run.average.update_parameters(net)
-            run.step += 1
-            recent.append((total, norm))
-            bar.update()
-            report = run.step % every == 0 or run.step == steps
-            if not (report or len(recent) == FLUSH_EVERY or stop.is_set()):
-                continue
-            values, norms = (torch.stack(part).tolist() for part in zip(*recent, strict=True))
-            run.losses += values
-            recent.clear()
-            for what, number in (("loss", sum(values)), ("gradient norm", sum(norms))):
-                if not math.isfinite(number):
-                    raise FloatingPointError(
-                        f"the {what} is {number} at step {run.step}: lower lr (now "
-                        f"{lr_of(run.step - 1):.3g}) or use fp32"
-                        + ("" if isinstance(data, Tensor) else ", and look for NaN in the data")
-                    )
-            bar.set_postfix(loss=f"{sum(values) / len(values):.4f}")
-            if writer is not None:
-                writer.add_scalar("loss", sum(values) / len(values), run.step)
-                writer.add_scalar("lr", lr_of(run.step - 1), run.step)
-                writer.add_scalar("gradient norm", norms[-1], run.step)
-            due = time.monotonic() - saved > CHECKPOINT_SECONDS
-            if due or run.step == steps or stop.is_set():
+    folder = None if out is None else Path(out)
+    with (
+        joined(model.device) as processes,
+        locked(folder if processes.rank == 0 else None),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
+        optim = make_optimizer(optimizer, list(model.net.parameters()))
+        settings = run_settings(
+            model,
+            batches,
+            steps=steps,
+            accumulate=accumulate,
+            lr=name_of(lr) if callable(lr) else lr,
+            optimizer=optimizer_settings(optim),
+            ema=ema,
+            seed=seed,
+            warmup=warmup,
+            clip=clip,
+            drop=drop,
+            precision=precision,
+            loss=name_of(loss),
+            transform=name_of(transform),
+            labels=None if labels is None else checksum(labels),
+            condition={name: checksum(value) for name, value in (condition or {}).items()},
+        )
+        run = TrainingRun(model, optim, settings, folder, writes=processes.rank == 0)
+        processes.wait()  # all have read the checkpoint before a new one is written
+        _tell_of_resume(run, batches, lr_of, lr, warmup)
+        loss_of = Loss(model, loss, seed=seed, drop=drop)
+        model.precision = precision
+        optimizer_steps = OptimizerSteps(
+            loss_of, optim, batches, run.step, lr_of, clip, accumulate, processes
+        )
+        averaged = model.with_net(run.average.module)
+
+        def report_model(report: Report, since: list[float], grad_norm: float) -> None:
+            loss_of_others = None
+            if held_out is not None:
+                loss_of_others = validation_loss(averaged, held_out.epoch(), loss, seed)
+            seen = TrainStep(
+                step=run.step,
+                loss=sum(since) / len(since),
+                validation_loss=loss_of_others,
+                lr=lr_of(run.step - 1),
+                grad_norm=grad_norm,
+                model=averaged.eval(),
+            )
+            try:
+                report.model(seen, optimizer_steps.condition)
+            except BaseException:  # whatever the callback raises, nothing is lost
                 run.save()
-                saved = time.monotonic()
-            if report:
-                since, reported = run.losses[reported - run.step :], run.step
-                seen = TrainStep(
-                    step=run.step,
-                    loss=sum(since) / len(since),
-                    validation_loss=held_out
-                    and validation_loss(averaged, held_out.epoch(), loss, seed),
-                    lr=lr_of(run.step - 1),
-                    grad_norm=norms[-1],
-                    model=averaged.eval(),
-                )
-                _report(run, seen, callback, writer, given)
-            if stop.is_set():
-                raise KeyboardInterrupt(f"stopped after step {run.step}")
-    net.load_state_dict(run.average.module.state_dict())
+                raise
+
+        leads = processes.rank == 0
+        bar = tqdm(
+            total=steps,
+            initial=run.step,
+            disable=not (progress and leads),
+            desc="training",
+            unit="step",
+        )
+        recent: list[tuple[Tensor, Tensor]] = []  # loss and gradient norm of each step
+        saved, reported = time.monotonic(), run.step
+        net = unwrap(model.net)
+        if run.step == steps:  # a kill during the last checkpoint can have left an older model
+            run.save_model()
+        board = folder if tensorboard and leads else None
+        with stop_requests() as stop, bar, reporting(callback, board, run.step, sample) as report:
+            while run.step < steps:
+                recent.append(optimizer_steps.step(run.step))
+                run.average.update_parameters(net)
+                run.step += 1
+                bar.update()
+                due = time.monotonic() - saved > CHECKPOINT_SECONDS
+                stopped = stop.is_set()
+                if processes.size == 1 or run.step % AGREE_EVERY == 0:
+                    due, stopped = processes.any(due and leads, stopped)
+                elif processes.size > 1:
+                    due = stopped = False
+                reports = run.step % every == 0 or run.step == steps
+                if not (reports or due or stopped or len(recent) == FLUSH_EVERY):
+                    continue
+                values = processes.mean(torch.stack([value for value, _ in recent])).tolist()
+                norms = torch.stack([norm for _, norm in recent]).tolist()
+                run.losses += values
+                recent.clear()
+                _check_finite(run.step, values, norms, lr_of, data)
+                mean = sum(values) / len(values)
+                bar.set_postfix(loss=f"{mean:.4f}")
+                report.numbers(run.step, mean, lr_of(run.step - 1), norms[-1])
+                if run.step == steps or stopped:
+                    _save_last(run)
+                elif due:
+                    _save_or_warn(run)
+                if due:
+                    saved = time.monotonic()
+                if reports and leads:
+                    report_model(report, run.losses[reported - run.step :], norms[-1])
+                if reports:
+                    reported = run.step
+                if stopped:
+                    raise KeyboardInterrupt(f"stopped after step {run.step}")
+        processes.wait()
+        net.load_state_dict(run.average.module.state_dict())
     return model.eval()
+
+
+def _check_finite(
+    step: int,
+    losses: list[float],
+    norms: list[float],
+    lr: Callable[[int], float],
+    data: Data,
+) -> None:
+    for what, number in (("loss", sum(losses)), ("gradient norm", sum(norms))):
+        if not math.isfinite(number):
+            raise FloatingPointError(
+                f"the {what} is {number} at step {step}: lower lr (now {lr(step - 1):.3g}) or use "
+                "fp32" + ("" if isinstance(data, Tensor) else ", and look for NaN in the data")
+            )
+
+
+def _save_or_warn(run: TrainingRun) -> None:
+    """Write a checkpoint; without one the run goes on, and the last one stays."""
+    try:
+        run.save()
+    except OSError as error:
+        _log.warning(
+            "step %d could not be saved (%s): training goes on, and the checkpoint before it stays",
+            run.step,
+            error,
+        )
+
+
+def _save_last(run: TrainingRun) -> None:
+    """Write the last checkpoint; where that fails, the trained weights are in the model."""
+    try:
+        run.save()
+    except OSError as error:
+        unwrap(run.model.net).load_state_dict(run.average.module.state_dict())
+        run.model.eval()
+        raise OSError(
+            error.errno,
+            f"step {run.step} could not be saved ({error.strerror}): make room and call fit again, "
+            "which continues from the checkpoint before; or save the model, which holds the "
+            "averaged weights of this step, elsewhere with model.save(folder)",
+            error.filename,
+        ) from error
 
 
 def _tell_of_resume(
@@ -309,41 +353,6 @@ def _tell_of_resume(
         )
 
 
-def _report(
-    run: TrainingRun,
-    seen: TrainStep,
-    callback: Callable[[TrainStep], object] | None,
-    writer: Any,
-    given: Mapping[str, Tensor],
-) -> None:
-    """Tell the callback and TensorBoard; whatever a callback raises, the run is saved first."""
-    try:
-        if writer is not None:
-            _write_report(writer, seen, given)
-        if callback is not None:
-            callback(seen)
-    except BaseException:
-        run.save()
-        raise
-
-
-def _write_report(writer: Any, seen: TrainStep, given: Mapping[str, Tensor]) -> None:
-    """Write validation loss and, for images, samples with the conditions of the last batch."""
-    if seen.validation_loss is not None:
-        writer.add_scalar("validation loss", seen.validation_loss, seen.step)
-    model = seen.model
-    if len(model.shape) != 3 or model.shape[0] not in (1, 3):
-        return
-    few = {name: value[:GRID] for name, value in loss_arguments(model, given).items()}
-    n = min([GRID, *map(len, few.values())])
-    label = few.pop("labels", None)
-    images = sample(model, n, label=label, condition=few, progress=False)
-    low, high = model.bounds or (0.0, 0.0)
-    if not 0 < high - low < math.inf:
-        low, high = float(images.min()), float(images.max())
-    writer.add_images("samples", (images - low) / max(high - low, 1e-9), seen.step)
-
-
 def _check_data(name: str, model: ScoreModel, data: Data, batches: Batches) -> None:
     """Raise where data do not fit the model; of a tensor all samples are looked at."""
     if tuple(batches.shape) != model.shape:
@@ -357,16 +366,6 @@ def _check_data(name: str, model: ScoreModel, data: Data, batches: Batches) -> N
         x = as_float(part).to(model.device)
         check_range(model, x)
         model.check_states(model.to_state(x))
-
-
-def _tensorboard(run: TrainingRun) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ImportError(
-            'tensorboard=True needs its package: pip install "fastmsgm[tensorboard]"'
-        ) from error
-    return SummaryWriter(str(run.out), purge_step=run.step)
 
 
 def _check(name: str, value: object, good: bool, allowed: str) -> None:

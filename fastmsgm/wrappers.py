@@ -37,8 +37,18 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 def plain_state_dict(module: nn.Module) -> dict[str, Tensor]:
-    """Return the state dict of a module without the names of wrappers around it or its parts."""
+    """Return the state dict of a module without the names of wrappers around it or its parts.
+
+    Raises:
+        TypeError: It holds something else than tensors.
+    """
     state = unwrap(module).state_dict()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"net must have a state dict of tensors, got a {type(value).__name__} as {name!r}: "
+                "let get_extra_state return a tensor, or register a buffer"
+            )
     return {name.replace("_orig_mod.", ""): value for name, value in state.items()}
 
 

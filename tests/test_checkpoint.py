@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import errno
+import itertools
 import json
 import os
 import shutil
 import signal
+import stat
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -16,16 +19,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fastmsgm import fit, load, sample, trainer
-from fastmsgm.checkpoint import _same
+from fastmsgm import fit, load, sample, trainer, training_run
 from fastmsgm.gbm import GBM, DenoisingLoss, GBMModel
 from fastmsgm.model import FORMAT_VERSION, ScoreModel
 from fastmsgm.nets import MLP, UNet
 from fastmsgm.rotation import Rotation, RotationModel
 from fastmsgm.sde import VP, VPModel
+from fastmsgm.tensors import load_tensors, save_tensors
+from fastmsgm.training_run import _same
 from tests.gbm.exact import log_normal_data
 
 # Many small operations: a second thread costs more than it gives.
@@ -75,6 +79,20 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], obj
     monkeypatch.setattr(DenoisingLoss, "__call__", hooked)
 
 
+def rewrite_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the configuration of a checkpoint, or replace it, with a sound checksum."""
+    tensors, metadata = load_tensors(folder / "model.safetensors")
+    config = json.loads(metadata["config"])
+    replaced = change(config)
+    text = json.dumps(config if replaced is None else replaced)
+    save_tensors(folder / "model.safetensors", tensors, {"config": text})
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    _, metadata = load_tensors(folder / "training.safetensors")
+    return json.loads(metadata["settings"])
+
+
 def power_cut() -> None:
     raise OSError("power cut")
 
@@ -106,7 +124,7 @@ def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
             ValueError,
             match=(
                 "model must be one of cauchy-rotation, cauchy-vp, fashion-gbm or a folder with "
-                rf"config\.json, got '{name}'"
+                rf"model\.safetensors, got '{name}'"
             ),
         ):
             load(name)
@@ -179,15 +197,16 @@ def test_every_family_writes_the_format_version(model: ScoreModel, tmp_path: Pat
 def test_another_format_version_is_refused(version: object, tmp_path: Path) -> None:
     """The message names the version of the checkpoint and that of the package."""
     vector_model().save(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    if version == "missing":
-        config.pop("format_version")
-        version = None
-    else:
+
+    def change(config: dict[str, Any]) -> None:
         config["format_version"] = version
-    (tmp_path / "config.json").write_text(json.dumps(config))
+        if version == "missing":
+            del config["format_version"]
+
+    rewrite_config(tmp_path, change)
+    shown = None if version == "missing" else version
     message = (
-        rf"model: the checkpoint in .* has format_version {version!r}, this package reads "
+        rf"model: the checkpoint in .*its format_version is {shown!r}, this package reads "
         f"{FORMAT_VERSION}: load it with the version of fastmsgm that wrote it"
     )
     with pytest.raises(ValueError, match=message):
@@ -199,40 +218,134 @@ def test_another_format_version_is_refused(version: object, tmp_path: Path) -> N
 # ---- damage ----
 
 
-@pytest.mark.parametrize(
-    "damage", ["weights", "no weights", "json", "keys", "list", "net", "arguments", "means"]
-)
-def test_a_damaged_checkpoint(damage: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["keys", "list", "net", "arguments", "means"])
+def test_a_configuration_that_makes_no_model(damage: str, tmp_path: Path) -> None:
     vector_model().save(tmp_path)
-    config, weights = tmp_path / "config.json", tmp_path / "model.safetensors"
-    changed = json.loads(config.read_text())
-    if damage == "weights":
-        weights.write_bytes(weights.read_bytes()[:200])
-    elif damage == "no weights":
-        weights.unlink()
-    elif damage == "json":
-        config.write_text("{")
-    elif damage == "list":
-        config.write_text("[]")
-    else:
+
+    def change(config: dict[str, Any]) -> object:
+        if damage == "list":
+            return []
         if damage == "keys":
-            changed = {"format_version": FORMAT_VERSION}
-        elif damage == "means":
-            changed["prior"] = {}
-        else:
-            changed["net"] = "MLP" if damage == "net" else {**changed["net"], "colour": 3}
-        config.write_text(json.dumps(changed))
+            return {"format_version": FORMAT_VERSION}
+        if damage == "means":
+            return config | {"prior": {}}
+        return config | {"net": "MLP" if damage == "net" else {**config["net"], "colour": 3}}
+
+    rewrite_config(tmp_path, change)
     with pytest.raises(ValueError, match=r"model: the checkpoint in .* is damaged"):
         load(tmp_path)
 
 
 def test_an_unknown_process_is_refused(tmp_path: Path) -> None:
     vector_model().save(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    config["process"]["name"] = "Levy"
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    rewrite_config(tmp_path, lambda config: config["process"].update(name="Levy"))
     with pytest.raises(ValueError, match="process 'Levy' is not one of GBM, Rotation, VP"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"depth": 20_000},
+        {"width": 10**7},
+        {"condition": {"c": 50_000_000}},
+        {"classes": 50_000_000},
+        {"width": 16},
+        {"width": -1},
+        {"width": 1e300},
+    ],
+    ids=str,
+)
+def test_a_network_is_built_only_in_the_size_of_its_weights(
+    change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any memory is taken: the constructor runs on the meta device alone."""
+    vector_model().save(tmp_path)
+    rewrite_config(tmp_path, lambda config: config["net"].update(change))
+    built = []
+    original = torch.empty
+
+    def empty(*sizes: Any, **options: Any) -> Tensor:
+        value = original(*sizes, **options)
+        if value.device.type != "meta":
+            built.append(value.numel())
+        return value
+
+    monkeypatch.setattr(torch, "empty", empty)
+    with pytest.raises(ValueError, match=r"model: the checkpoint in .* is damaged"):
+        load(tmp_path)
+    assert sum(built) < 10_000
+
+
+@pytest.mark.parametrize("part", ["config", "tensors", "checksum", "length"])
+def test_a_flipped_bit_is_noticed(part: str, tmp_path: Path) -> None:
+    vector_model().save(tmp_path)
+    path = tmp_path / "model.safetensors"
+    raw = bytearray(path.read_bytes())
+    place = {
+        "config": raw.index(b"process"),
+        "tensors": len(raw) - 5,
+        "checksum": raw.index(b"sha256") + 20,
+        "length": 0,
+    }
+    raw[place[part]] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=r"model: the checkpoint in .* is damaged"):
+        load(tmp_path)
+
+
+def test_a_file_without_a_checksum_is_refused(tmp_path: Path) -> None:
+    vector_model().save(tmp_path)
+    path = tmp_path / "model.safetensors"
+    save_file(load_file(path), path)
+    with pytest.raises(ValueError, match=r"model: the checkpoint in .* is damaged"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("change", ["edited", "damaged"])
+def test_another_config_json_is_said(
+    change: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The weights hold the configuration that counts."""
+    vector_model().save(tmp_path)
+    config = tmp_path / "config.json"
+    text = config.read_text()
+    config.write_text(text.replace("fp32", "bf16") if change == "edited" else text[:30])
+    assert load(tmp_path).precision == "fp32"
+    assert "config.json differs from the configuration in model.safetensors" in caplog.text
+
+
+def test_a_loaded_model_does_not_change_with_its_file(tmp_path: Path) -> None:
+    """Nothing of it is mapped: its file can be overwritten or cut."""
+    model = vector_model()
+    model.save(tmp_path)
+    loaded = load(tmp_path)
+    path = tmp_path / "model.safetensors"
+    with open(path, "r+b") as file:
+        file.write(b"x" * path.stat().st_size)
+    assert_equal_networks(model, loaded)
+    os.truncate(path, 0)
+    assert_equal_networks(model, loaded)
+
+
+def test_a_folder_before_a_shipped_model_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    vector_model().save(tmp_path / "cauchy-vp")
+    monkeypatch.chdir(tmp_path)
+    assert load("cauchy-vp").family == "GBM"
+    assert "is loaded, not the shipped model of that name" in caplog.text
+
+
+def test_files_have_the_mode_of_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        train(vector_model(), steps=2, out=tmp_path / "run")
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "run").iterdir():
+        if path.name != ".lock":
+            assert stat.S_IMODE(path.stat().st_mode) == 0o640, path
 
 
 def test_a_checkpoint_of_another_network(tmp_path: Path) -> None:
@@ -259,12 +372,11 @@ def test_a_run_is_json_csv_and_safetensors(tmp_path: Path) -> None:
     assert {path.name for path in out.iterdir()} == {
         "config.json",
         "model.safetensors",
-        "training.json",
         "training.safetensors",
         "loss.csv",
+        ".lock",
     }
-    for path in out.glob("*.json"):
-        json.loads(path.read_text())
+    json.loads((out / "config.json").read_text())
     for path in out.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
             assert len(list(file.keys())) > 3
@@ -275,7 +387,7 @@ def test_numpy_numbers_are_written_down(tmp_path: Path) -> None:
     noise_levels: dict[str, Any] = {"p_mean": np.float32(-1.0), "p_std": np.float32(0.5)}
     loss = DenoisingLoss(**noise_levels)
     train(vector_model(), steps=2, out=tmp_path, lr=np.float32(0.25), loss=loss)
-    settings = json.loads((tmp_path / "training.json").read_text())
+    settings = settings_of(tmp_path)
     assert settings["lr"] == 0.25
     assert settings["loss"] == "DenoisingLoss(p_mean=-1.0, p_std=0.5)"
 
@@ -333,8 +445,9 @@ def test_a_finished_run_is_only_loaded(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.fixture
 def every_fourth_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint is written after every fourth step."""
-    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(trainer, "FLUSH_EVERY", 4)
+    clock = itertools.count()
+    monkeypatch.setattr(trainer.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 3.5)
 
 
 @pytest.mark.usefixtures("every_fourth_step")
@@ -353,40 +466,139 @@ def test_checkpoints_are_written_while_training(
     assert_equal_networks(whole, resumed)
 
 
-@pytest.mark.usefixtures("every_fourth_step")
-@pytest.mark.parametrize("files", range(10))
-def test_a_power_cut_between_two_files_of_a_checkpoint(
-    files: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_damaged_state_gives_way_to_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """After so many files, of the first checkpoint or the second, the run still goes on exactly."""
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
     whole = train(vector_model(), out=tmp_path / "whole")
-    written, original = [], os.replace
-
-    def replace(source: Any, target: Any) -> None:
-        if len(written) == files:
-            power_cut()
-        written.append(target)
-        original(source, target)
-
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", replace)
+        at_step(patch, 9, power_cut)
         with pytest.raises(OSError, match="power cut"):
             train(vector_model(), out=tmp_path / "cut")
+    state = tmp_path / "cut" / "training.safetensors"
+    state.write_bytes(state.read_bytes()[:-20])
     resumed = train(vector_model(), out=tmp_path / "cut")
+    assert "training.safetensors' is damaged" in caplog.text
+    assert "the state before it is resumed" in caplog.text
     assert loss_curve(tmp_path / "cut") == loss_curve(tmp_path / "whole")
     assert_equal_networks(whole, resumed)
 
 
-@pytest.mark.parametrize("damage", ["training.json", "training.safetensors", "no tensors"])
-def test_a_damaged_run_is_refused(damage: str, tmp_path: Path) -> None:
+def test_a_run_whose_states_are_all_damaged_is_refused(tmp_path: Path) -> None:
     train(vector_model(), out=tmp_path)
-    if damage == "no tensors":
-        (tmp_path / "training.safetensors").unlink()
-    else:
-        path = tmp_path / damage
-        path.write_bytes(path.read_bytes()[:-20])
+    state = tmp_path / "training.safetensors"
+    state.write_bytes(state.read_bytes()[:-20])
+    shutil.copy(state, tmp_path / "training.previous.safetensors")
     with pytest.raises(ValueError, match=r"out=.* holds a damaged checkpoint .*use a new folder"):
         train(vector_model(), out=tmp_path)
+
+
+@pytest.mark.parametrize("left", ["older", "none", "damaged"])
+def test_a_finished_run_writes_its_model_again(left: str, tmp_path: Path) -> None:
+    """A kill during the last checkpoint can leave the state of the end beside an older model."""
+    first = train(vector_model(), out=tmp_path)
+    path = tmp_path / "model.safetensors"
+    if left == "older":
+        vector_model().save(tmp_path)
+    elif left == "none":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-20])
+    train(vector_model(), out=tmp_path)
+    assert_equal_networks(first, load(tmp_path))
+
+
+# ---- the folder ----
+
+
+def test_two_runs_in_one_folder_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        message = r"out=.* is in use by another training run: wait for it, or use a new folder"
+
+        def second() -> None:
+            with pytest.raises(ValueError, match=message):
+                fit(vector_model(), DATA, steps=10, out=tmp_path, progress=False)
+
+        at_step(patch, 3, second)
+        train(vector_model(), out=tmp_path)
+    train(vector_model(), out=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_a_file_is_no_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("mine")
+    at_step(monkeypatch, 0, lambda: pytest.fail("trained"))
+    with pytest.raises(ValueError, match="out must be a folder that can be written, got"):
+        train(vector_model(), out=tmp_path / name)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_model_without_its_training_is_not_overwritten(tmp_path: Path) -> None:
+    vector_model().save(tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=r"out=.* holds a model without the state of its training"):
+        train(vector_model(), out=tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_a_planted_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    out = tmp_path / "run"
+    out.mkdir()
+    for name in ("config.json", "config.json.tmp", "loss.csv"):
+        (out / name).symlink_to(tmp_path / "precious")
+    train(vector_model(), steps=2, out=out)
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_what_a_kill_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / f".training.safetensors.{'a' * 32}.tmp").write_bytes(b"half a file")
+    train(vector_model(), steps=2, out=tmp_path)
+    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+# ---- a full disk ----
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch, saves: range) -> None:
+    """The disk is full at these saves of the state."""
+    count, original = iter(range(1000)), training_run.save_tensors
+
+    def save(path: Path, *arguments: Any, **options: Any) -> None:
+        if next(count) in saves:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        original(path, *arguments, **options)
+
+    monkeypatch.setattr(training_run, "save_tensors", save)
+
+
+def test_training_goes_on_where_a_checkpoint_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
+    whole = train(vector_model())
+    full_disk(monkeypatch, range(2, 9))
+    train(vector_model(), out=tmp_path)
+    assert "step 3 could not be saved ([Errno 28] No space left on device" in caplog.text
+    assert_equal_networks(whole, load(tmp_path))
+
+
+def test_the_last_checkpoint_must_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model has the trained weights, and the run can be finished later."""
+    whole, model = train(vector_model()), vector_model()
+    with monkeypatch.context() as patch:
+        full_disk(patch, range(1000))
+        message = r"step 10 could not be saved \(No space left on device\): make room"
+        with pytest.raises(OSError, match=message):
+            train(model, out=tmp_path)
+    assert_equal_networks(whole, model)
+    train(vector_model(), out=tmp_path)
+    assert_equal_networks(whole, load(tmp_path))
 
 
 # ---- other settings ----

@@ -25,6 +25,7 @@ from fastmsgm.nets import MLP, UNet
 from fastmsgm.rotation import SphericalDenoisingLoss
 from fastmsgm.run_settings import name_of
 from fastmsgm.sde import SlicedScoreMatching
+from fastmsgm.tensors import load_tensors
 from tests.gbm.exact import log_normal_data
 from tests.rotation.exact import heavy_tails
 from tests.rotation.exact import vectors as rotation_model
@@ -39,6 +40,11 @@ DATA = log_normal_data(50)
 @pytest.fixture(scope="module")
 def clothes() -> Tensor:
     return load_file(FIXTURE)["images"].float() / 255
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    _, metadata = load_tensors(folder / "training.safetensors")
+    return json.loads(metadata["settings"])
 
 
 def image_model(clothes: Tensor) -> GBMModel:
@@ -200,7 +206,7 @@ def test_noise_levels_of_training_can_be_chosen(tmp_path: Path) -> None:
     loss = DenoisingLoss(p_mean=-0.5, p_std=1.4)
     chosen = train(vector_model(), loss=loss, out=tmp_path)
     assert not torch.isclose(weights(default), weights(chosen)).all()
-    settings = json.loads((tmp_path / "training.json").read_text())
+    settings = settings_of(tmp_path)
     assert settings["loss"] == "DenoisingLoss(p_mean=-0.5, p_std=1.4)"
     again = train(vector_model(), loss=DenoisingLoss(p_mean=-0.5, p_std=1.4), out=tmp_path)
     assert torch.equal(weights(again), weights(chosen))
@@ -239,7 +245,7 @@ def test_a_plain_function_is_a_loss(tmp_path: Path) -> None:
     before = error()
     train(model, steps=60, lr=1e-2, ema=0.5, loss=absolute_error, out=tmp_path)
     assert error() < 0.5 * before
-    settings = json.loads((tmp_path / "training.json").read_text())
+    settings = settings_of(tmp_path)
     assert settings["loss"] == f"{__name__}.absolute_error"
     with pytest.raises(ValueError, match=r"holds a run with other settings .*'loss'"):
         train(vector_model(), steps=60, lr=1e-2, ema=0.5, out=tmp_path)
@@ -294,8 +300,9 @@ def test_a_rotation_can_be_trained_by_either_loss() -> None:
 def test_a_loss_that_is_not_finite(
     value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "FLUSH_EVERY", 4)
-    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
+    clock = itertools.count()  # a checkpoint is due at every fourth step
+    monkeypatch.setattr(trainer.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 3.5)
     original = DenoisingLoss.__call__
 
     def broken(self: Any, model: Any, x0: Tensor, stream: Tensor, step: int) -> Tensor:

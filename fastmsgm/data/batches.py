@@ -6,7 +6,8 @@ What an item may be is in ``items.py``. Collation is the loader's, by default Py
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,8 +28,26 @@ from fastmsgm.data.loaders import (
     seeded,
 )
 from fastmsgm.data.order import DataOrder
+from fastmsgm.processes import Processes
 
 BATCH_SIZE = 128
+
+
+@dataclass(frozen=True)
+class Part:
+    """A process's part of a batch.
+
+    Args:
+        x: (m, ...) float32 in the data's own range.
+        condition: Of its samples by name, each (m, ...).
+        first: Position of its first sample in the batch.
+        n: Samples of the whole batch.
+    """
+
+    x: Tensor
+    condition: dict[str, Tensor]
+    first: int
+    n: int
 
 
 class Batches:
@@ -138,13 +157,43 @@ class Batches:
             ValueError: Items of the wrong form, or an iterable without items, as one that can be
                 iterated only once in its second epoch.
         """
+        for part in self.parts(first_step, Processes()):
+            yield part.x, part.condition
+
+    def parts(self, first_step: int, processes: Processes) -> Iterator[Part]:
+        """Yield this process's part of every batch, without end.
+
+        Args:
+            first_step: As of ``iterate``.
+            processes: Those that share the batches, whose size is that of all parts together.
+
+        Raises:
+            TypeError: As ``iterate``.
+            ValueError: As ``iterate``, or a batch of fewer samples than there are processes.
+        """
         if not self.exact:
-            yield from self._epochs(first_step * self.batch_size)
+            for x, condition in self._epochs(first_step * self.batch_size):
+                rows = self._rows(processes, len(x))
+                own = {name: value[rows] for name, value in condition.items()}
+                yield Part(x[rows], own, rows.start, len(x))
             return
         # Workers read ahead, so their order is at a later epoch than that of the conditions.
         order, read_ahead = self._order(), self._order(first_step)
-        indices = (order.batch(step) for step in itertools.count(first_step))
-        yield from self._read(indices, read_ahead, first_step * self.batch_size)
+        rows, size = self._rows(processes, self.batch_size), self.batch_size
+        indices = (order.batch(step)[rows] for step in itertools.count(first_step))
+        loaded = (batch[rows] for batch in read_ahead)
+        keyed = Keyed(loaded, self._seed, first_step * size + rows.start, stride=size)
+        for x, condition in self._read(indices, keyed):
+            yield Part(x, condition, rows.start, size)
+
+    def _rows(self, processes: Processes, n: int) -> slice:
+        if n < processes.size:
+            raise ValueError(
+                f"batches of {self._name} must have a sample for each of the {processes.size} "
+                f"processes, got one of {n}: raise batch_size, or let the loader drop the last "
+                "batch"
+            )
+        return processes.rows(n)
 
     def epoch(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """Yield all samples once, in batches, of which the last can have fewer samples.
@@ -166,7 +215,7 @@ class Batches:
         batches = [
             range(first, min(first + self.batch_size, n)) for first in range(0, n, self.batch_size)
         ]
-        yield from self._read(map(torch.tensor, batches), batches, 0)
+        yield from self._read(map(torch.tensor, batches), Keyed(batches, self._seed, 0))
 
     def _order(self, first_step: int = 0) -> DataOrder:
         own = self._loader.batch_sampler
@@ -174,16 +223,14 @@ class Batches:
         return DataOrder(length(self._loader) or 0, self.batch_size, seed, first_step)
 
     def _read(
-        self, batches: Iterable[Tensor], loaded: Iterable[Sequence[int]], position: int
+        self, batches: Iterable[Tensor], keyed: Keyed
     ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """Yield batches of samples at given indices.
 
         Args:
             batches: Indices of the samples of each batch.
-            loaded: The same indices, for the loader of a map-style data set.
-            position: Of the first sample in the run.
+            keyed: The same indices, for the loader of a map-style data set.
         """
-        keyed = Keyed(loaded, self._seed, position)
         read = iter(())
         if self._tensor is None:
             read = map(self._split, self._rebuilt(keyed))

@@ -89,17 +89,24 @@ class Keyed(Sampler[list[tuple[int, int]]]):
         batches: Indices of the samples of each batch.
         seed: Seed of the noise stream.
         position: Of the first sample.
+        stride: From the first sample of a batch to that of the next; None is the batch's length.
     """
 
-    def __init__(self, batches: Iterable[Sequence[int]], seed: int, position: int) -> None:
-        self.batches, self.seed, self.position = batches, seed, position
+    def __init__(
+        self,
+        batches: Iterable[Sequence[int]],
+        seed: int,
+        position: int,
+        stride: int | None = None,
+    ) -> None:
+        self.batches, self.seed, self.position, self.stride = batches, seed, position, stride
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         position = self.position
         for indices in self.batches:
             keys = keys_of(len(indices), self.seed, position)
             yield list(zip(indices, keys, strict=True))
-            position += len(indices)
+            position += self.stride or len(indices)
 
 
 def rebuilt(

@@ -20,7 +20,7 @@ from fastmsgm.checks import check_conditions, check_int, check_mapping
 from fastmsgm.wrappers import unwrap
 
 if TYPE_CHECKING:
-    from fastmsgm.trainer import TrainStep
+    from fastmsgm.report import TrainStep
 
 _FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".pdf", ".svg")
 _COLORS = ("black", "tab:blue", "tab:orange")  # of the data, the model, its baseline
@@ -66,7 +66,8 @@ def grid(
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
     gap = 2
-    sheet = torch.ones(channels, rows * (height + gap) - gap, columns * (width + gap) - gap)
+    size = (channels, rows * (height + gap) - gap, columns * (width + gap) - gap)
+    sheet = torch.ones(size, dtype=torch.float32, device="cpu")
     for i, image in enumerate(images.detach().cpu().float().clamp(0, 1)):
         top, left = i // columns * (height + gap), i % columns * (width + gap)
         sheet[:, top : top + height, left : left + width] = image
@@ -133,7 +134,8 @@ def heavy_tails(sets: dict[str, Tensor], path: str | os.PathLike[str], points: i
     axes = blocks[3].subplots()
     for (name, x), color in zip(sets.items(), _COLORS, strict=False):
         norms = x.double().norm(dim=1).sort().values
-        axes.loglog(norms, 1 - torch.arange(len(norms)) / len(norms), color=color, label=name)
+        above = 1 - np.arange(len(norms)) / len(norms)
+        axes.loglog(norms, above, color=color, label=name)
     axes.set(xlabel="r", ylabel="P(|x| > r)", title="survival function of the norm")
     axes.legend(loc="lower left")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
