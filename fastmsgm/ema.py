@@ -20,6 +20,9 @@ class EMA(AveragedModel):
 
     def __init__(self, net: nn.Module, decay: float) -> None:
         super().__init__(net, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.n_averaged = torch.tensor(
+            0, dtype=torch.int64, device="cpu"
+        )  # not where the default is
         self._decay = decay
 
     def update_parameters(self, model: nn.Module) -> None:

@@ -57,8 +57,9 @@ def cache_folder() -> Path:
     own = os.environ.get("FASTMSGM_CACHE")
     if own:
         return Path(own)
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "fastmsgm"
+    shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    # A relative path there is to be ignored, says the XDG specification.
+    return (shared if shared.is_absolute() else Path.home() / ".cache") / "fastmsgm"
 
 
 def _sync(path: Path, flags: int) -> None:

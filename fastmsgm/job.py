@@ -15,6 +15,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -24,11 +25,14 @@ from tqdm.auto import tqdm
 from fastmsgm import ops, rng
 from fastmsgm.checkpoint import load
 from fastmsgm.checks import check_int
+from fastmsgm.chunks import Chunks
 from fastmsgm.condition import Conditions
+from fastmsgm.fingerprint import fingerprint
 from fastmsgm.function import function_model
 from fastmsgm.habits import check_guidance, drawn_seed, refuse_unknown
 from fastmsgm.loop import Loop
-from fastmsgm.model import ScoreModel, evaluation, is_model
+from fastmsgm.model import ScoreModel, is_model
+from fastmsgm.modes import evaluation, outside_autocast
 from fastmsgm.solver import Plan, Solver
 from fastmsgm.solvers import resolve
 from fastmsgm.step import NonFiniteError, Step
@@ -74,28 +78,45 @@ class Job:
         state, condition = self.plan.state(self.model, size), self.conditions.chunk(0, size)
         return Loop(self.model, self.plan, state, self.compiled, condition, self.guidance)
 
-    def chunks(
-        self, loop: Loop, progress: bool, callback: Callable[[Step], object] | None
-    ) -> Iterator[Tensor]:
-        """Yield the samples chunk by chunk, in the data's own range."""
-        end = self.start + self.n
+    @property
+    def chunks(self) -> Chunks:
+        """How the samples are cut."""
+        return Chunks(self.start, self.n, self.size, self.first)
+
+    def samples(
+        self,
+        loop: Loop,
+        progress: bool,
+        callback: Callable[[Step], object] | None,
+        todo: Sequence[int] | None = None,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield chunks: the number of each, and its samples in the data's own range.
+
+        Args:
+            loop: The loop over a chunk's arrays.
+            progress: Show a progress bar.
+            callback: The callback of ``sample``.
+            todo: Numbers of the chunks; None is all of them.
+        """
+        chunks = self.chunks
+        todo = range(len(chunks)) if todo is None else todo
+        wanted = [chunks.wanted(chunk) for chunk in todo]
         nfe = self.plan.nfe * (1 if loop.null is None else 2)
         bar = tqdm(
-            total=self.n,
+            total=sum(part.stop - part.start for part in wanted),
             disable=not progress,
             desc=f"sampling, {nfe} network calls",
             unit="sample",
         )
         try:
-            for first in range(self.first, end, self.size):
-                wanted = slice(max(self.start - first, 0), min(end - first, self.size))
-                with evaluation(self.model):
-                    data = self._chunk(loop, first, wanted, callback)
+            for chunk, part in zip(todo, wanted, strict=True):
+                data = self._chunk(loop, chunks.first_sample(chunk), part, callback)
                 bar.update(len(data))
-                yield data
+                yield chunk, data
         finally:
             bar.close()
 
+    @torch.no_grad()
     def _chunk(
         self, loop: Loop, first: int, wanted: slice, callback: Callable[[Step], object] | None
     ) -> Tensor:
@@ -112,31 +133,63 @@ class Job:
             show = functools.partial(_show, loop, first=first, callback=callback)
         stream = rng.stream(self.seed, first, self.model.device)
         loop.run(stream, self.conditions.chunk(first, self.size), show)
-        nonfinite_steps = loop.first_nonfinite_step[wanted].cpu()
+        data, finite = self._data(loop.state.x(wanted))
+        step_of = loop.first_nonfinite_step[wanted]
+        nonfinite_steps = torch.where((step_of < 0) & ~finite, self.plan.nfe, step_of).cpu()
         nonfinite = nonfinite_steps >= 0
         if bool(nonfinite.any()):
             indices = nonfinite.nonzero().flatten() + first + wanted.start
             step = int(nonfinite_steps[nonfinite].min())
-            raise NonFiniteError(step, indices.tolist(), guided=loop.null is not None)
-        return self.model.to_data(loop.state.x(wanted))
+            raise NonFiniteError(
+                step,
+                indices.tolist(),
+                guided=loop.null is not None,
+                finished=step == self.plan.nfe,
+            )
+        return data
 
-    def manifest(self) -> dict[str, object]:
-        """Return how the samples were made, as JSON can hold it."""
+    def _data(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return states in the data's own range, not on their memory, and (n,) which are finite."""
+        model = self.model
+        with outside_autocast(x.device):
+            data = model.to_data(x)
+            finite = torch.isfinite(data).flatten(1).all(1)
+            if model.bounds is not None:  # infinity becomes a bound
+                finite &= torch.isfinite(model.to_process(x) - model.offset).flatten(1).all(1)
+        if data.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
+            data = data.clone()  # the next chunk overwrites the state
+        return data, finite
+
+    def manifest(self, dtype: str) -> dict[str, Any]:
+        """Return what makes the samples what they are, as JSON can hold it.
+
+        Args:
+            dtype: What they are written in.
+        """
+        model = self.model
         return {
             "n": self.n,
             "start": self.start,
             "seed": self.seed,
+            "shape": list(model.shape),
+            "dtype": dtype,
+            "bounds": model.bounds and list(model.bounds),
             **self.conditions.manifest(),
             "guidance": self.guidance,
-            "compile": self.compiled,
+            "model": fingerprint(model),
             "stream": rng.STREAM_VERSION,
             "solver": repr(self.solver),
             "nfe": self.plan.nfe,
+            "plan": self.plan.checksum(),
             "batch_size": self.size,
+            "first": self.first,
+            "compile": self.compiled,
+            "precision": model.precision,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
-            "precision": self.model.precision,
-            "backend": ops.backend(self.model.device.type),
+            "backend": ops.backend(model.device.type),
+            "device": model.device.type,
+            "fastmsgm": version("fastmsgm"),
         }
 
 
@@ -203,6 +256,17 @@ def check_job(
         return replace(job, first=start - start % size)
     chunks = math.ceil(n / default_batch_size(job))
     return replace(job, size=math.ceil(n / chunks))
+
+
+def check_shard(shard: object) -> tuple[int, int]:
+    """Return (i, K) of "i/K"; ValueError for anything else."""
+    parts = shard.split("/") if isinstance(shard, str) else []
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
+        raise ValueError(f'shard must be "i/K", as "0/8" for the first of 8 parts, got {shard!r}')
+    i, of = map(int, parts)
+    if not 0 <= i < of:
+        raise ValueError(f'shard must be "i/K" with i = 0 .. K - 1, got {shard!r}')
+    return i, of
 
 
 def plan_of(model: ScoreModel, solver: Solver, steps: int | None) -> Plan:

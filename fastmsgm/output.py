@@ -1,64 +1,184 @@
-"""Where ``sample`` writes: a tensor, an array, a ``.npy`` or ``.npz`` file, or a folder of PNGs.
-
-Samples arrive chunk by chunk. Files are written as they arrive, in memory that does not grow with
-their number. Nothing on the disk changes before the first chunk, so that an older file outlives a
-run that fails in its first network call.
-"""
+"""Where ``sample`` writes: a tensor, an array, a ``.npy`` or ``.npz`` file, or a folder of PNGs."""
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastmsgm.writers import DTYPES, Memory, Npy, Npz, Output, Pictures
+from fastmsgm.array_file import ArrayFile
+from fastmsgm.chunks import Chunks
+from fastmsgm.pictures import Pictures
+from fastmsgm.processes import Processes
+from fastmsgm.stream import Store, Stream
+
+DTYPES = {"float32": torch.float32, "uint8": torch.uint8}
 
 
-def open_output(
-    out: Tensor | np.ndarray | str | os.PathLike[str] | None,
+class Memory:
+    """A tensor or an array that takes the samples.
+
+    Args:
+        tensor: (n, ...) in the samples' dtype.
+        chunks: How the samples are cut.
+
+    Attributes:
+        todo: The chunks to write.
+    """
+
+    complete = False
+
+    def __init__(self, tensor: Tensor, chunks: Chunks) -> None:
+        self._tensor, self._chunks, self._done = tensor, chunks, 0
+        self.todo: Sequence[int] = range(len(chunks))
+
+    def write(self, chunk: int, samples: Tensor) -> None:
+        """Write the samples of a chunk, (m, ...)."""
+        rows = self._chunks.rows(chunk)
+        self._tensor[rows].copy_(samples)
+        self._done = rows.stop
+
+    def finished(self) -> Tensor:
+        """Return all samples."""
+        return self._tensor
+
+    def stopped(self) -> Tensor:
+        """Return the samples that were written."""
+        return self._tensor[: self._done]
+
+
+class Output:
+    """Samples on their way, in the dtype that was asked for.
+
+    Args:
+        target: Where they go.
+        bounds: The range that becomes 0 .. 255, for samples written as uint8; else None.
+
+    Attributes:
+        target: Where they go.
+    """
+
+    def __init__(self, target: Memory | Stream, bounds: tuple[float, float] | None) -> None:
+        self.target, self._bounds = target, bounds
+
+    def write(self, chunk: int, samples: Tensor) -> None:
+        """Write the samples of a chunk.
+
+        Args:
+            chunk: Its number.
+            samples: (m, *shape) float32, in the data's own range.
+
+        Raises:
+            OSError: They cannot be written.
+        """
+        if self._bounds is not None:
+            low, high = self._bounds
+            scaled = ((samples - low) * (255 / (high - low))).round_()
+            samples = scaled.clamp_(0, 255).to(torch.uint8)
+        self.target.write(chunk, samples)
+
+
+def open_store(
+    out: str | os.PathLike[str],
     n: int,
     shape: tuple[int, ...],
     *,
     start: int,
-    device: torch.device,
     dtype: str = "float32",
     bounds: tuple[float, float] | None = None,
-) -> Output:
-    """Check where samples go. Files and folders are made by the first ``write``.
+) -> tuple[Store, str]:
+    """Check a path for samples; nothing is made yet.
 
     Args:
-        out: None for a new tensor on ``device``; a tensor or array (n, *shape) of ``dtype``, which
-            is filled; or a path. ``.npy`` is memory-mapped. ``.npz`` holds one uncompressed array
-            ``arr_0``, images as (n, height, width, channels). A path without suffix is a folder of
-            PNGs, named by the sample's index in the stream, as in ``000123.png``; other files in it
-            stay.
+        out: A ``.npy`` file; a ``.npz`` file of one uncompressed array ``arr_0``, images as
+            (n, height, width, channels); or, without suffix, a folder of PNGs.
         n: Number of samples, at least 1.
         shape: Shape of one sample.
         start: Index of the first sample in the stream, for the names of PNGs.
-        device: Of a new tensor.
-        dtype: "float32", or "uint8" for round(255 (x - low) / (high - low)). PNGs are always uint8.
+        dtype: "float32" or "uint8"; PNGs are always uint8.
         bounds: (low, high), the data's own range, or None.
+
+    Returns:
+        What the path holds, and its dtype.
+
+    Raises:
+        ValueError: The path does not fit the samples, cannot be written or is another kind of
+            path; uint8 without finite bounds.
+        ImportError: A folder, and Pillow is missing.
+    """
+    path = _checked_path(out)
+    if path.suffix not in (".npy", ".npz", ""):
+        raise ValueError(
+            "out must be a path that ends in .npy or .npz, or a folder for PNGs, which has no "
+            f"suffix, got {os.fspath(path)!r}"
+        )
+    if path.suffix:
+        _levels(dtype, bounds)
+        if path.is_dir():
+            raise ValueError(
+                f"out must be a file where it ends in {path.suffix}, but {os.fspath(path)!r} is a "
+                "folder: give another name"
+            )
+        return ArrayFile(path, n, shape, dtype), dtype
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise ValueError(
+            "out without a suffix is a folder of PNGs, which need samples of shape (1 or 3, "
+            f"height, width); the model's are {shape}: give a path that ends in .npy or .npz"
+        )
+    if path.exists() and not path.is_dir():
+        raise ValueError(
+            f"out without a suffix is a folder of PNGs, but {os.fspath(path)!r} is a file: give "
+            "another name"
+        )
+    _levels("uint8", bounds)
+    return Pictures(path, n, shape, start), "uint8"
+
+
+def open_output(
+    out: Tensor | np.ndarray | Store | None,
+    chunks: Chunks,
+    shape: tuple[int, ...],
+    *,
+    device: torch.device,
+    dtype: str,
+    bounds: tuple[float, float] | None,
+    settings: Callable[[], dict[str, Any]],
+    processes: Processes,
+    shard: tuple[int, int] | None,
+) -> Output:
+    """Open the output of a run.
+
+    Args:
+        out: None for a new tensor on ``device``; a tensor or array (n, *shape) of ``dtype``, which
+            is filled; or what ``open_store`` returned.
+        chunks: How the samples are cut.
+        shape: Shape of one sample.
+        device: Of a new tensor.
+        dtype: "float32", or "uint8" for round(255 (x - low) / (high - low)).
+        bounds: (low, high), the data's own range, or None.
+        settings: Returns what makes the samples what they are.
+        processes: Those that share the run.
+        shard: The part of a run that is started by itself, (i, K), or None.
 
     Raises:
         TypeError: out is of another type.
-        ValueError: out does not fit the samples, cannot be written or is another kind of path;
-            dtype is unknown, or uint8 without finite bounds.
-        ImportError: A folder, and Pillow is missing.
+        ValueError: out does not fit the samples, or holds others; uint8 without finite bounds.
+        OSError: A file cannot be written, or there is not enough space.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    if isinstance(out, (str, os.PathLike)):
-        return _open_path(_checked_path(out), n, shape, start, dtype, bounds)
+    levels = _levels(dtype, bounds)
+    if isinstance(out, (ArrayFile, Pictures)):
+        return Output(Stream(out, chunks, settings(), processes, shard), levels)
     if out is not None and not isinstance(out, (Tensor, np.ndarray)):
         raise TypeError(f"out must be a tensor, an array or a path, got {type(out).__name__}")
-    levels = _levels(dtype, bounds)
     if out is None:
-        out = torch.empty((n, *shape), dtype=DTYPES[dtype], device=device)
-    return Memory(_tensor(out, (n, *shape), dtype), shape, levels)
+        out = torch.empty((chunks.n, *shape), dtype=DTYPES[dtype], device=device)
+    return Output(Memory(_tensor(out, (chunks.n, *shape), dtype), chunks), levels)
 
 
 def _checked_path(out: str | os.PathLike[str]) -> Path:
@@ -82,40 +202,6 @@ def _checked_path(out: str | os.PathLike[str]) -> Path:
     if not folder.is_dir():
         raise ValueError(f"out must be in a folder, got {given!r}: {os.fspath(folder)!r} is a file")
     return path
-
-
-def _open_path(
-    path: Path,
-    n: int,
-    shape: tuple[int, ...],
-    start: int,
-    dtype: str,
-    bounds: tuple[float, float] | None,
-) -> Output:
-    if path.suffix not in (".npy", ".npz", ""):
-        raise ValueError(
-            "out must be a path that ends in .npy or .npz, or a folder for PNGs, which has no "
-            f"suffix, got {os.fspath(path)!r}"
-        )
-    if path.suffix:
-        levels = _levels(dtype, bounds)
-        if path.is_dir():
-            raise ValueError(
-                f"out must be a file where it ends in {path.suffix}, but {os.fspath(path)!r} is a "
-                "folder: give another name"
-            )
-        return (Npz if path.suffix == ".npz" else Npy)(path, n, shape, levels)
-    if len(shape) != 3 or shape[0] not in (1, 3):
-        raise ValueError(
-            "out without a suffix is a folder of PNGs, which need samples of shape (1 or 3, "
-            f"height, width); the model's are {shape}: give a path that ends in .npy or .npz"
-        )
-    if path.exists() and not path.is_dir():
-        raise ValueError(
-            f"out without a suffix is a folder of PNGs, but {os.fspath(path)!r} is a file: give "
-            "another name"
-        )
-    return Pictures(path, n, shape, _levels("uint8", bounds), start)
 
 
 def _levels(dtype: str, bounds: tuple[float, float] | None) -> tuple[float, float] | None:

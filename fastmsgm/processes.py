@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
+T = TypeVar("T")
+_joins = itertools.count()  # all processes make the same calls
 # A rank can take hours longer than the others: its chunks are larger, or it writes the files.
 TIMEOUT = timedelta(days=7)
 
@@ -40,6 +43,21 @@ class Processes:
         values = [value]
         distributed.broadcast_object_list(values, src=0, device=torch.device(self.device))
         return values[0]
+
+    def lead(self, work: Callable[[], T]) -> T:
+        """Do work in rank 0 alone; its result, or the exception it raised, is that of all."""
+        if self.size == 1:
+            return work()
+        outcome: tuple[Any, Exception | None] | None = None
+        if self.rank == 0:
+            try:
+                outcome = work(), None
+            except Exception as error:
+                outcome = None, error
+        result, error = self.agree(outcome)
+        if error is not None:
+            raise error
+        return result
 
     def any(self, *flags: bool) -> list[bool]:
         """Return for each flag whether it is set in any process."""
@@ -78,7 +96,12 @@ def joined(device: torch.device) -> Iterator[Processes]:
     join = distributed.is_torchelastic_launched() and not distributed.is_initialized()
     if join:
         backend = "nccl" if device.type == "cuda" else "gloo"
-        distributed.init_process_group(backend, timeout=TIMEOUT)
+        store, rank, size = next(distributed.rendezvous("env://"))
+        # A second group in the same store would find what the first left there.
+        store = distributed.PrefixStore(f"fastmsgm-{next(_joins)}", store)
+        distributed.init_process_group(
+            backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT
+        )
     try:
         if not distributed.is_initialized():
             yield Processes()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from time import monotonic
 from typing import Any
 
@@ -14,13 +16,15 @@ from torch import Tensor
 
 from fastmsgm import ops
 from fastmsgm.gbm import GBM, LogNormalPrior
-from fastmsgm.job import check_job, check_model, plan_of
+from fastmsgm.job import check_job, check_model, check_shard, plan_of
 from fastmsgm.model import ScoreModel
-from fastmsgm.output import open_output
+from fastmsgm.output import DTYPES, open_output, open_store
+from fastmsgm.processes import Processes, joined
 from fastmsgm.rotation import RadialPrior, Rotation
 from fastmsgm.solver import Plan, Solver
 from fastmsgm.solvers import resolve
 from fastmsgm.step import NonFiniteError, Step
+from fastmsgm.stream import batch_size_of
 
 _log = logging.getLogger("fastmsgm")
 
@@ -41,6 +45,8 @@ def sample(
     device: torch.device | str | None = None,
     out: Tensor | np.ndarray | str | os.PathLike[str] | None = None,
     dtype: str = "float32",
+    shard: str | None = None,
+    distributed: bool = False,
     compile: bool = False,
     progress: bool = True,
     callback: Callable[[Step], object] | None = None,
@@ -80,13 +86,18 @@ def sample(
             times that, and of what half of the free memory holds. Samples at other batch sizes
             differ by rounding.
         device: Where to run; None is where the model is. A model given elsewhere is moved.
-        out: A tensor or array (n, ...) to fill, or a path to write chunk by chunk: a ``.npy``
-            file, an ``.npz`` file (``arr_0``, images as (n, height, width, channels)), or a folder
-            of PNG files named by the sample's index. A ``.json`` beside it says how it was made.
-            An older file is replaced when the first chunk is finished. Where a later chunk fails,
-            finished samples stay; a ``.npz`` holds no others, a ``.npy`` has zeros in their rows.
-            None allocates a tensor on the device.
+        out: A tensor or array (n, ...) to fill, or a path to write chunk by chunk, in memory that
+            does not grow with n: a ``.npy`` file, an ``.npz`` file (``arr_0``, images as
+            (n, height, width, channels)), or a folder of PNG files named by the sample's index.
+            Space is reserved before the first chunk. Until all samples are there a file is called
+            ``<out>.partial``; a ``.json`` beside it then says how it was made, with the checksum
+            of every chunk. The same call resumes a run that was stopped or killed; a file of other
+            samples is never overwritten. None allocates a tensor on the device.
         dtype: "float32", or "uint8" for 0 .. 255 over the model's ``bounds``.
+        shard: "i/K" computes part i = 0 .. K - 1 of the chunks of a file or folder, where K jobs
+            are started one by one, as in a Slurm array; ``fastmsgm merge`` completes it.
+        distributed: Share the chunks of a file or folder among the processes of
+            ``torch.distributed``, as torchrun starts them. All must make the same call.
         compile: Compile the network and the step together (``torch.compile``), once for all steps
             and chunks; on CUDA the loop of a chunk is then captured as a graph and replayed,
             unless there is a callback. It takes a minute at first and pays off for many chunks.
@@ -104,12 +115,15 @@ def sample(
         unknown: Nothing; other libraries' names of an argument raise with a hint.
 
     Returns:
-        (n, ...) in the data's own range: ``out``, or a tensor on its memory where it is an array or
-        a file; an empty tensor where it is a folder.
+        (n, ...) in the data's own range: ``out``, or a tensor on its memory where it is an array.
+        Of a file, a map of it, whose changes stay in memory; of a folder, or a part of a run, an
+        empty tensor.
 
     Raises:
         TypeError: An argument of the wrong type; the message names it.
-        ValueError: An argument out of range; the message names it.
+        ValueError: An argument out of range; the message names it. Or ``out`` holds other samples,
+            or is in use.
+        OSError: ``out`` cannot be written, or there is not enough space; finished chunks stay.
         NonFiniteError: The network or the state left the float32 numbers; finished samples are in
             ``error.samples``, which is None where ``out`` is a folder.
 
@@ -153,35 +167,57 @@ def sample(
         },
         unknown=unknown,
     )
-    loop = job.loop()  # before an older file is overwritten: it raises where it cannot be compiled
-    output = open_output(
-        out,
-        job.n,
-        job.model.shape,
-        start=job.start,
-        device=job.model.device,
-        dtype=dtype,
-        bounds=job.model.bounds,
-    )
-    began, done = monotonic(), 0
-    try:
-        for chunk in job.chunks(loop, progress, callback):
-            output.write(done, chunk)
-            done += len(chunk)
-    except BaseException as error:  # also of the keyboard: finished samples can be read
-        finished = output.stopped(done)
-        if isinstance(error, NonFiniteError):
-            error.samples = finished
-        raise
-    _log.info(
-        "%d samples, %d network calls each, %.1f samples/s; backend %s on %s",
-        job.n,
-        job.plan.nfe,
-        job.n / (monotonic() - began),
-        ops.backend(job.model.device.type),
-        job.model.device,
-    )
-    return output.finished(job.manifest())
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    part = None if shard is None else check_shard(shard)
+    target: Any = out
+    model = job.model
+    if isinstance(out, (str, os.PathLike)):
+        target, dtype = open_store(
+            out, job.n, model.shape, start=job.start, dtype=dtype, bounds=model.bounds
+        )
+        if batch_size is None:  # on CUDA it depends on free memory: that of the run goes on
+            job = replace(job, size=batch_size_of(target) or job.size)
+    elif part is not None or distributed:
+        raise ValueError(
+            f"{'shard' if part else 'distributed'} needs a file or folder that all processes write "
+            f"to, got out={out if out is None else type(out).__name__}: give a path, as "
+            'out="samples.npy"'
+        )
+    with joined(model.device) if distributed else nullcontext(Processes()) as processes:
+        job = replace(job, size=processes.agree(job.size))
+        loop = job.loop()  # before anything is made: it raises where it cannot be compiled
+        output = open_output(
+            target,
+            job.chunks,
+            model.shape,
+            device=model.device,
+            dtype=dtype,
+            bounds=model.bounds,
+            settings=lambda: job.manifest(dtype),
+            processes=processes,
+            shard=part,
+        )
+        began, leads = monotonic(), processes.rank == 0
+        try:
+            todo = output.target.todo
+            for chunk, samples in job.samples(loop, progress and leads, callback, todo):
+                output.write(chunk, samples)
+        except BaseException as error:  # also of the keyboard: finished samples can be read
+            finished = output.target.stopped()
+            if isinstance(error, NonFiniteError):
+                error.samples = finished
+            raise
+        if count := sum(part.stop - part.start for part in map(job.chunks.rows, todo)):
+            _log.info(
+                "%d samples, %d network calls each, %.1f samples/s; backend %s on %s",
+                count,
+                job.plan.nfe,
+                count / (monotonic() - began),
+                ops.backend(model.device.type),
+                model.device,
+            )
+        return output.target.finished()
 
 
 def sample_iter(
@@ -270,7 +306,7 @@ def sample_iter(
         },
         unknown=unknown,
     )
-    return job.chunks(job.loop(), progress, callback)
+    return (samples for _, samples in job.samples(job.loop(), progress, callback))
 
 
 def plan_for(

@@ -8,6 +8,7 @@ with different coefficients. The table and the noise levels are a ``Plan``; a pl
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -38,6 +39,13 @@ class Plan(ABC):
     def nfe(self) -> int:
         """Number of function evaluations: network calls per sample."""
         return len(self.noise_levels)
+
+    def checksum(self) -> str:
+        """Return the SHA-256 of the numbers, in float32: the last digits vary with the machine."""
+        found = hashlib.sha256()
+        for values in (self.noise_levels, self.table, self.c_noise):
+            found.update(np.ascontiguousarray(values, np.float32).tobytes())
+        return found.hexdigest()
 
     @abstractmethod
     def state(self, model: Any, size: int) -> SamplerState:

@@ -27,15 +27,10 @@ from fastmsgm.data.items import as_float
 from fastmsgm.data.loaders import Data
 from fastmsgm.loss import Loss, check_range
 from fastmsgm.model import Model, ScoreModel, check_bare_model
+from fastmsgm.names import name_of
 from fastmsgm.processes import joined
 from fastmsgm.report import Report, TrainStep, reporting
-from fastmsgm.run_settings import (
-    lr_schedule,
-    make_optimizer,
-    name_of,
-    optimizer_settings,
-    run_settings,
-)
+from fastmsgm.run_settings import lr_schedule, make_optimizer, optimizer_settings, run_settings
 from fastmsgm.sampling import sample
 from fastmsgm.stop import stop_requests
 from fastmsgm.train_step import OptimizerSteps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from fastmsgm.data.reading import read_npy, reading
 
 
 def add_option(
@@ -40,15 +43,16 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
 
 
 def add_device_option(group: argparse._ActionsContainer) -> None:
-    """Add ``--device``, by default a GPU where there is one."""
-    default = "cuda" if torch.cuda.is_available() else "cpu"
+    """Add ``--device``, by default a GPU where there is one; torchrun's processes have one each."""
+    gpu = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
+    default = gpu if torch.cuda.is_available() else "cpu"
     add_option(group, "--device", "where to run", default, type=_device)
 
 
 def _device(name: str) -> str:
     try:
-        torch.ones(1, device=name).item()  # the device "meta" holds no numbers
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.ones(1, dtype=torch.float32, device=name).item()  # the device "meta" holds no numbers
+    except Exception as error:  # each kind of device has exceptions of its own
         raise argparse.ArgumentTypeError(
             f"must be one that this PyTorch can use, such as cpu or cuda, got {name!r}"
         ) from error
@@ -108,12 +112,11 @@ def read_classes(option: str, path: str, other: str = "") -> Tensor:
 def _array(option: str, path: str, other: str = "") -> np.ndarray[Any, Any]:
     if Path(path).suffix != ".npy":
         raise ValueError(f"{option} must be {other}a .npy file, got {path!r}")
-    try:
-        with open(path, "rb") as file:
-            return np.lib.format.read_array(file, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{option}: there is no file {path}") from error
-    except OSError as error:
-        raise OSError(f"{option}: {error}") from error
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{option}: {path} is not a plain .npy array ({error})") from error
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{option}: there is no file {path}")
+    with (
+        about(option),
+        reading(path, ".npy file", "write it with numpy.save, no objects"),
+        open(path, "rb") as file,
+    ):
+        return read_npy(Path(path), file, os.fstat(file.fileno()).st_size)

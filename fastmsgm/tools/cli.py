@@ -1,4 +1,4 @@
-"""The command line: ``fastmsgm train | sample | demo | info``, or ``python -m fastmsgm``.
+"""The command line: ``fastmsgm train | sample | verify | merge | demo | info``.
 
 ``train`` has the options of ``fastmsgm.fit`` and ``sample`` those of ``fastmsgm.sample``, under the
 same names; functions, which cannot be written as text, are left out.
@@ -7,12 +7,15 @@ same names; functions, which cannot be written as text, are left out.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
+import io
 import logging
 import os
 import platform
 import re
 import sys
+import traceback
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -20,34 +23,79 @@ import torch
 
 import fastmsgm
 from fastmsgm import ops
-from fastmsgm.tools import demo, roofline, sample_command, train_command
+from fastmsgm.tools import demo, files_command, roofline, sample_command, train_command
 from fastmsgm.tools.arguments import add_device_option, add_option
+
+_EXPECTED = (ValueError, TypeError, ImportError, OSError, RuntimeError, FloatingPointError)
+_SIZES = ("batch_size", "n", "width", "images", "vectors")  # options that cost memory
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line.
 
+    An error is printed on standard error, without a traceback; the environment variable
+    ``FASTMSGM_TRACEBACK=1`` adds it.
+
     Args:
         arguments: None takes those of the process.
 
     Returns:
-        The exit status: 0, 1 after an error, which is printed, or 130 after an interrupt.
+        The exit status: 0; 1 after an error; 70 after an error that only a fault of this package
+        can cause; 130 after an interrupt; 141 where what reads the output has ended, as ``head``
+        does. For wrong options ``argparse`` exits with 2.
+
+    Raises:
+        SystemExit: Wrong options, or ``--help``.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s", handlers=[_LogHandler(sys.stdout)]
+    )
+    try:
+        try:
+            return _run_command(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        status = 141
+    except OSError as error:
+        print(f"fastmsgm: standard output: {error}", file=sys.stderr)
+        status = 1
+    # What is left in its buffer would fail again at exit.
+    with contextlib.suppress(OSError):
+        descriptor = sys.stdout.fileno()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    return status
+
+
+class _LogHandler(logging.StreamHandler):
+    """A handler that raises where its stream fails, instead of printing a traceback."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        raise
+
+
+def _run_command(arguments: list[str] | None) -> int:
+    """Run a command and return its exit status; only BrokenPipeError is not reported here."""
     main_parser = parser()
     args = main_parser.parse_args(arguments)
     given = {name: value for name, value in vars(args).items() if name not in ("command", "run")}
     try:
         _check_texts(given)
         args.run(args)
-    except (ValueError, TypeError, ImportError, OSError, RuntimeError, FloatingPointError) as error:
-        message = name_options(_message(error, given), given, _all_names(main_parser))
-        print(f"fastmsgm {args.command}: {message}", file=sys.stderr)
-        return 1
+        return 0
+    except BrokenPipeError:
+        raise
     except KeyboardInterrupt as stop:
-        print(f"fastmsgm {args.command}: {str(stop) or 'interrupted'}", file=sys.stderr)
-        return 130
-    return 0
+        message, status = str(stop) or "interrupted", 130
+    except Exception as error:
+        if os.environ.get("FASTMSGM_TRACEBACK") == "1":
+            traceback.print_exc()
+        message, status = _message(error, given), 70 if _is_fault(error) else 1
+    message = name_options(message, given, _all_names(main_parser))
+    print(f"fastmsgm {args.command}: {message}", file=sys.stderr)
+    return status
 
 
 def _check_texts(given: Mapping[str, object]) -> None:
@@ -62,13 +110,34 @@ def _check_texts(given: Mapping[str, object]) -> None:
 
 def _message(error: Exception, given: Mapping[str, object]) -> str:
     """Return an error's message; that of the system about a file begins with the option's name."""
+    text = str(error).partition("\nException raised from")[0]  # PyTorch adds its stack in C++
+    if _is_fault(error):
+        return (
+            f"a fault of fastmsgm ({type(error).__name__}: {text}): please report it, with what "
+            "it prints under FASTMSGM_TRACEBACK=1 and with the output of fastmsgm info"
+        )
+    if _is_shortage(error):
+        sizes = [name for name in _SIZES if name in given]
+        remedy = ": lower --" + " or --".join(sizes).replace("_", "-") if sizes else ""
+        return f"there is not enough memory ({text}){remedy}"
     if not isinstance(error, OSError) or not error.filename:
-        return str(error)
+        return text
     about = Path(os.fsdecode(error.filename))
     for name in ("out", *given):
         if isinstance(given.get(name), str) and _belongs(about, Path(str(given[name]))):
             return f"{name}: {error.strerror}: {about}"
-    return str(error)
+    return text
+
+
+def _is_shortage(error: Exception) -> bool:
+    """Whether memory ran out; on a CPU PyTorch raises a plain RuntimeError."""
+    full = isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    return full or isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
+def _is_fault(error: Exception) -> bool:
+    """Whether an error is of a kind that neither this package nor PyTorch raises on purpose."""
+    return not _is_shortage(error) and not isinstance(error, _EXPECTED)
 
 
 def _belongs(path: Path, given: Path) -> bool:
@@ -105,7 +174,9 @@ def name_options(message: str, names: Collection[str], others: Collection[str] =
     # such as model.drop=0, and for parts of paths.
     message = re.sub(r"^(\w+)(?=[ :])", option, message)
     message = re.sub(r"(?<![\w.-])(\w+)=(?:True\b|(?=\S))", option, message)
-    return re.sub(r"(?<![\w./-])([a-z]+_[a-z_]+)(?![\w/-]|\.\w)", option, message)
+    message = re.sub(r"(?<![\w./-])([a-z]+_[a-z_]+)(?![\w/-]|\.\w)", option, message)
+    # A remedy, as "lower sigma".
+    return re.sub(r"(?<=\blower )([a-z]+)\b", option, message)
 
 
 def _all_names(main_parser: argparse.ArgumentParser) -> set[str]:
@@ -118,16 +189,26 @@ def _all_names(main_parser: argparse.ArgumentParser) -> set[str]:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     main_parser = argparse.ArgumentParser(
-        prog="fastmsgm", description="Multiplicative diffusion models, fast."
+        prog="fastmsgm",
+        description="Multiplicative diffusion models, fast.",
+        epilog="Exit status: 0; 1 after an error, 2 for wrong options, 70 after a fault of "
+        "fastmsgm, 130 after an interrupt, 141 where nobody reads the output. "
+        "FASTMSGM_TRACEBACK=1 adds tracebacks to messages.",
     )
     main_parser.add_argument("--version", action="version", version=fastmsgm.__version__)
     commands = main_parser.add_subparsers(
-        dest="command", required=True, metavar="train | sample | demo | info"
+        dest="command", required=True, metavar="train | sample | verify | merge | demo | info"
     )
     train_command.add_options(
         commands.add_parser("train", help="train a model on images or vectors")
     )
     sample_command.add_options(commands.add_parser("sample", help="sample a model"))
+    files_command.add_verify(
+        commands.add_parser("verify", help="check samples against their checksums")
+    )
+    files_command.add_merge(
+        commands.add_parser("merge", help="complete samples whose parts were made with --shard")
+    )
 
     pictures = commands.add_parser("demo", help="sample the shipped models and draw pictures")
     add_option(pictures, "--out", "folder for the pictures", "demo")

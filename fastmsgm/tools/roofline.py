@@ -216,18 +216,19 @@ def measured_table(device: torch.device | str, n: int = N) -> Iterator[str]:
 
 def _operations(device: torch.device, n: int) -> dict[str, tuple[int, Callable[[], object]]]:
     """Return bytes per element, and what to call, by name."""
-    x, f, prev_denoised, out = (torch.ones(n, D, device=device) for _ in range(4))
+    kind: dict[str, Any] = {"dtype": torch.float32, "device": device}
+    x, f, prev_denoised, out = (torch.ones(n, D, **kind) for _ in range(4))
     ops.fill_normal_(f, rng.stream(1, 0, device), rng.Purpose.PRIOR, 0)
-    u = torch.full((n, D), D**-0.5, device=device)
+    u = torch.full((n, D), D**-0.5, **kind)
     flags = torch.full((n,), -1, dtype=torch.int32, device=device)  # first_nonfinite_step
     stream, purpose = rng.stream(0, 0, device), rng.Purpose.TRAINING_NOISE
     # A step that leaves x about where it is, however often it is taken.
-    table = torch.tensor([[1.0, 0.0, 0.0, 0.0, 1e-3, 0.0, 1e-3, 0.0, 1.0]], device=device)
-    rotation = torch.tensor([[0.6, 0.05, 0.0, 0.8, 0.0, 0.0, 0.0, 0.7, 1.0]], device=device)
-    angles = torch.linspace(0.2, 1.8, 257, device=device)[None]
-    ring = torch.tensor([[0.1, 0.1, 1.0]], device=device)
-    perturbation = torch.tensor([0.0, 0.5, 1.0], device=device).repeat(n, 1)
-    lr = torch.tensor([1e-6], device=device)
+    table = torch.tensor([[1.0, 0.0, 0.0, 0.0, 1e-3, 0.0, 1e-3, 0.0, 1.0]], **kind)
+    rotation = torch.tensor([[0.6, 0.05, 0.0, 0.8, 0.0, 0.0, 0.0, 0.7, 1.0]], **kind)
+    angles = torch.linspace(0.2, 1.8, 257, **kind)[None]
+    ring = torch.tensor([[0.1, 0.1, 1.0]], **kind)
+    perturbation = torch.tensor([0.0, 0.5, 1.0], **kind).repeat(n, 1)
+    lr = torch.tensor([1e-6], **kind)
 
     gbm = partial(ops.gbm_step_, x, f, table, stream, 0, flags)
     spherical = partial(ops.rotation_step_, u, f, rotation, angles, stream, 0, flags)

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 import fastmsgm
 from fastmsgm.checks import RESERVED, check_int
 from fastmsgm.data.items import as_float
 from fastmsgm.evaluation import plots
 from fastmsgm.families import solver_names
+from fastmsgm.output import DTYPES
 from fastmsgm.tools.arguments import (
     about,
     add_option,
@@ -24,7 +25,6 @@ from fastmsgm.tools.arguments import (
     read_classes,
     read_condition,
 )
-from fastmsgm.writers import DTYPES
 
 GRID = 100  # samples in the picture of ``sample --grid``
 
@@ -51,7 +51,8 @@ def _add_sample_options(sample: argparse.ArgumentParser) -> None:
     group = sample.add_argument_group("samples")
     add = functools.partial(add_option, group)
     add("--model", "a shipped model or a checkpoint folder", "fashion-gbm")
-    add("--n", "how many", 50_000)
+    # Under torchrun --n could be an option of its own, cut short.
+    group.add_argument("-n", "--n", type=int, default=50_000, help="how many (default %(default)s)")
     add("--start", "index of the first sample in the stream of the seed", 0)
     add(
         "--label",
@@ -88,6 +89,11 @@ def _add_output_options(sample: argparse.ArgumentParser) -> None:
         "in a .npz, else float32",
         choices=tuple(DTYPES),
     )
+    add(
+        "--shard",
+        "compute part I = 0 .. K - 1 of the chunks; fastmsgm merge completes them",
+        metavar="I/K",
+    )
     add("--grid", f"also write a picture of the first {GRID} samples", metavar="PICTURE")
 
 
@@ -109,10 +115,12 @@ def _run(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         out=args.out,
         dtype=_dtype(model, args),
+        shard=args.shard,
+        distributed=distributed.is_torchelastic_launched(),
         compile=args.compile,
         progress=not args.no_progress,
     )
-    if args.grid:
+    if args.grid and args.shard is None:
         with about("--grid"):
             plots.grid(_first(samples, model, args), args.grid, columns=10)
         print(args.grid)
@@ -160,7 +168,7 @@ def _condition_of_samples(
     n, condition = check_int("n", args.n, 1), {}
     for name, value in given.items():
         try:
-            condition[name] = torch.full((n,), float(value))
+            condition[name] = torch.full((n,), float(value), dtype=torch.float32, device="cpu")
         except ValueError:
             condition[name] = read_condition(value)
     return condition

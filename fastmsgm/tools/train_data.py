@@ -140,7 +140,7 @@ def hold_out(samples: Samples, args: argparse.Namespace) -> tuple[Samples, Sampl
             f"them, or data of their own, got {args.validation}"
         )
     held_out = data.DataOrder(n, count, args.seed).batch(0)
-    rest = torch.ones(n, dtype=torch.bool)
+    rest = torch.ones(n, dtype=torch.bool, device="cpu")
     rest[held_out] = False
     return samples.part(rest), samples.part(held_out)
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import io
 import json
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,7 @@ NOT_TEXT = {  # arguments that are no options, and why
     },
     "sample": {
         "generator": "an object in memory; --seed draws what it would",
+        "distributed": "torchrun says so",
         "callback": "a function",
         "process": OF_A_FUNCTION,
         "shape": OF_A_FUNCTION,
@@ -166,6 +171,8 @@ def test_every_family_can_be_trained() -> None:
         ("the label=3 of a net=MLP", "the --label 3 of a net=MLP"),
         ("database errors and labelled=1 stay", "database errors and labelled=1 stay"),
         ("too slow: lower batch_size.", "too slow: lower --batch-size."),
+        ("too wide: lower data", "too wide: lower --data"),
+        ("lower bounds of data", "lower bounds of data"),
         ("/a/batch_size/b and batch_size.npy", "/a/batch_size/b and batch_size.npy"),
         ("given as labels=..., or guidance=0", "given as --labels ..., or --guidance 0"),
         ("guidance and labels are words", "guidance and labels are words"),
@@ -176,7 +183,7 @@ def test_messages_name_options(message: str, expected: str) -> None:
     assert cli.name_options(message, own, ["guidance", "labels"]) == expected
 
 
-@pytest.mark.parametrize("device", ["abacus", "meta"])
+@pytest.mark.parametrize("device", ["abacus", "meta", "xpu", "cuda:99"])
 def test_a_device_that_is_not_there_is_refused(
     device: str, vectors: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -226,6 +233,116 @@ def test_errors_of_the_system_name_the_option(
         assert run("sample", model=checkpoint, out=out) == 1
         error = capsys.readouterr().err
         assert error == f"fastmsgm sample: --out: Permission denied: {path}\n"
+
+
+def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ``sample`` raise an error."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(fastmsgm, "sample", fail)
+
+
+ERRORS = (
+    OSError(28, "No space left on device"),
+    RuntimeError("CUDA error"),
+    RecursionError("too deep"),
+    UnicodeEncodeError("ascii", "é", 0, 1, "no"),
+    FileNotFoundError(2, "No such file", "x"),
+)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_errors_of_any_library_are_one_line(
+    error: Exception,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fail_with(error, monkeypatch)
+    assert run("sample", model=checkpoint, out="x.npy") == 1
+    assert capsys.readouterr().err == f"fastmsgm sample: {error}\n"
+
+
+def test_pytorchs_stack_in_cpp_is_not_shown(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fail_with(RuntimeError("Overflow\nException raised from unpack:\nframe #0"), monkeypatch)
+    assert run("sample", model=checkpoint, out="x.npy") == 1
+    assert capsys.readouterr().err == "fastmsgm sample: Overflow\n"
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), OverflowError("x"), AssertionError("x")])
+def test_a_fault_is_told_from_an_error(
+    error: Exception,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fail_with(error, monkeypatch)
+    assert run("sample", model=checkpoint, out="x.npy") == 70
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"fastmsgm sample: a fault of fastmsgm ({type(error).__name__}: ")
+    assert shown.count("\n") == 1
+
+
+def test_a_traceback_is_shown_on_demand(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fail_with(KeyError("x"), monkeypatch)
+    monkeypatch.setenv("FASTMSGM_TRACEBACK", "1")
+    assert run("sample", model=checkpoint, out="x.npy") == 70
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_a_lack_of_memory_names_the_options_that_need_it(
+    error: Exception,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fail_with(error, monkeypatch)
+    assert run("sample", model=checkpoint, out="x.npy") == 1
+    shown = capsys.readouterr().err
+    assert "there is not enough memory" in shown
+    assert shown.endswith(": lower --batch-size or --n\n")
+
+
+def test_an_output_that_nobody_reads_ends_in_silence() -> None:
+    """As with ``fastmsgm info | head``, also where the log is what fails."""
+    command = [sys.executable, "-m", "fastmsgm", "info"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_an_output_that_is_full_is_one_line() -> None:
+    command = [sys.executable, "-m", "fastmsgm", "info"]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count(b"\n") == 1
+    assert b"No space left on device" in done.stderr
+
+
+def test_a_log_that_cannot_be_written_raises() -> None:
+    stream = io.StringIO()
+    handler = cli._LogHandler(stream)
+    stream.close()
+    with pytest.raises(ValueError, match="closed file"):
+        handler.emit(logging.LogRecord("x", logging.INFO, "", 0, "message", None, None))
 
 
 @pytest.mark.parametrize("option", ["images", "vectors"])
@@ -394,6 +511,13 @@ def test_an_interrupt_has_exit_status_130(
     assert "interrupted" in capsys.readouterr().err
 
 
+def test_help_says_what_the_exit_status_means(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(f"{status} " in shown for status in (1, 2, 70, 130, 141))
+
+
 def test_help_names_the_solvers_of_all_families(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["sample", "--help"])
@@ -460,7 +584,7 @@ def test_a_class_conditional_model_of_every_family(
     family: str, vectors: Path, classes: Path, tmp_path: Path
 ) -> None:
     """It is trained with --labels and sampled with --label, of one class or of a file."""
-    out, samples = tmp_path / "run", tmp_path / "x.npy"
+    out = tmp_path / "run"
     options = {"data": vectors, "labels": classes, "drop": 0.1, "family": family, "width": 16}
     assert run("train", **options, out=out, steps=2, batch_size=8, precision="fp32") == 0
     model = fastmsgm.load(out)
@@ -468,6 +592,7 @@ def test_a_class_conditional_model_of_every_family(
     np.save(tmp_path / "label.npy", np.array([2, 0, 1, 1]))
     options = {"model": out, "n": 4, "steps": 2, "guidance": 2}
     for label, expected in ((1, 1), (tmp_path / "label.npy", [2, 0, 1, 1])):
+        samples = tmp_path / f"x{expected == 1}.npy"
         assert run("sample", **options, label=label, out=samples) == 0
         again = fastmsgm.sample(model, 4, steps=2, guidance=2, label=expected, progress=False)
         np.testing.assert_array_equal(np.load(samples), again.numpy())
