@@ -1,5 +1,6 @@
 # make demo: sample the shipped models and draw the pictures.
 # make test: linter, type checker, all tests.
+# make soak: damaged files, broken disks and kills, in less than 20 minutes.
 # make quick: linter, types of the families and a subset of the tests, in half a minute once
 # installed.
 # Each creates .venv and installs what it needs.
@@ -11,13 +12,16 @@ QUICK := tests/test_checks.py tests/test_files.py tests/test_new_family.py tests
 	tests/gbm/test_preconditioning.py tests/rotation/test_prior.py tests/ops/test_fill_normal.py
 QUICK_TYPES := fastmsgm/*.py fastmsgm/gbm fastmsgm/rotation fastmsgm/sde
 
-.PHONY: demo test quick lint clean
+.PHONY: demo test soak quick lint clean
 
 demo: $(VENV)/installed-demo
 	$(RUN) -m fastmsgm demo
 
 test: lint
 	$(RUN) -m pytest --numprocesses 2 --dist loadfile
+
+soak: $(VENV)/installed-test
+	$(RUN) -m tests.soak
 
 quick: $(VENV)/installed-test
 	$(RUN) -m ruff check .

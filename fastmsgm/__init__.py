@@ -12,12 +12,12 @@ from fastmsgm.checkpoint import load
 from fastmsgm.gbm import GBM, GBMModel, LogNormalPrior
 from fastmsgm.loss import Loss
 from fastmsgm.model import ScoreModel
-from fastmsgm.report import TrainStep
 from fastmsgm.rotation import RadialPrior, Rotation, RotationModel
 from fastmsgm.sampling import sample, sample_iter
 from fastmsgm.sde import VP, VPModel
 from fastmsgm.step import NonFiniteError, Step
-from fastmsgm.trainer import fit
+from fastmsgm.training.report import TrainStep
+from fastmsgm.training.trainer import fit
 
 __version__ = "0.1.0"
 __all__ = [

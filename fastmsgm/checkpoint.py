@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ from fastmsgm.nets import NETS
 from fastmsgm.tensors import load_tensors
 
 WEIGHTS = "model.safetensors"
+LARGEST = 2**31  # numbers of a sample
 # What a configuration that this package did not write makes networks and models raise.
 UNSUITABLE = (
     ArithmeticError,
@@ -134,8 +136,21 @@ def _build(config: dict[str, Any], weights: dict[str, Tensor], net: nn.Module | 
             "fastmsgm.families.FAMILIES before loading"
         )
     model = FAMILIES[family].from_config(net, config, weights)
+    _check_shape(model, config["net"])
     model.load_weights(weights)
     return model
+
+
+def _check_shape(model: ScoreModel, arguments: Mapping[str, Any]) -> None:
+    """Raise ValueError where one of this package's networks cannot take the model's samples."""
+    shape = model.shape
+    for name, size in (("dim", math.prod(shape)), ("channels", shape[0])):
+        if arguments.get(name, size) != size:
+            raise ValueError(
+                f"its samples have shape {shape}, its network has {name}={arguments[name]}"
+            )
+    if math.prod(shape) >= LARGEST:
+        raise ValueError(f"its samples have shape {shape}, which is too large")
 
 
 def _network(name: str, arguments: dict[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:

@@ -17,7 +17,7 @@ def is_number(x: object) -> TypeGuard[float]:
 
 
 def check_int(name: str, value: object, least: int, most: int | None = None) -> int:
-    """Return an integer, Python's or NumPy's, as an int.
+    """Return an integer, Python's or NumPy's, as an int; without ``most`` it is below 2^63.
 
     Raises:
         TypeError: The value is not an integer, or is a bool.
@@ -26,6 +26,8 @@ def check_int(name: str, value: object, least: int, most: int | None = None) -> 
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an int, got {value!r} ({type(value).__name__})")
     number = int(value)
+    if most is None and number >= 2**63:
+        raise ValueError(f"{name} must be below 2^63, got {number}")
     if number < least or (most is not None and number > most):
         allowed = f"at least {least}" if most is None else f"in {least} .. {_power_of_two(most)}"
         raise ValueError(f"{name} must be {allowed}, got {number}")
@@ -60,7 +62,7 @@ def check_times(t: object, n: int, end: float) -> Tensor:
         raise TypeError("t must be a tensor of numbers, got torch.bool")
     outside = ~((t >= 0) & (t <= end))
     if t.shape != (n,) or bool(outside.any()):
-        got = tuple(t.shape) if t.shape != (n,) else float(t[outside][0])
+        got = tuple(t.shape) if t.shape != (n,) else float(t.detach()[outside][0])
         raise ValueError(f"t must have shape ({n},) and values in [0, {end:g}], got {got}")
     return t
 

@@ -114,7 +114,7 @@ class Conditions:
     ) -> None:
         self.start, self.n, self.classes, self.device = start, n, model.classes, model.device
         self.given = {
-            name: check_condition(name, _as_tensor(f"condition {name!r}", value), n)
+            name: check_condition(name, _as_tensor(f"condition {name!r}", value), n).detach()
             for name, value in check_mapping(condition).items()
         }
         self.label = None if label is None else _labels(model, label, n)
@@ -124,7 +124,7 @@ class Conditions:
 
         Samples of the chunk that were not asked for have the conditions of those nearest to them.
         """
-        index = torch.arange(first, first + size, device="cpu")
+        index = torch.arange(first, first + size, dtype=torch.int64, device="cpu")
         asked = (index - self.start).clamp(0, self.n - 1)
         rows = {name: value[asked.to(value.device)] for name, value in self.given.items()}
         if self.label is not None:
@@ -159,14 +159,15 @@ def _labels(model: ScoreModel, label: Any, n: int) -> Tensor:
             label = labels.item()
         else:
             return check_labels(labels, n, model.classes, name="label").long()
-    return torch.full((n,), check_int("label", label, 0, model.classes - 1), dtype=torch.int64)
+    label = check_int("label", label, 0, model.classes - 1)
+    return torch.full((n,), label, dtype=torch.int64, device="cpu")
 
 
 def _as_tensor(name: str, value: Any) -> Tensor:
     if isinstance(value, Tensor):
         return value
     try:
-        return torch.as_tensor(value)
+        return torch.as_tensor(value, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"{name} must be a tensor, got {type(value).__name__} ({error}): convert with "

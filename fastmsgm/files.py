@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+
+DAY = 86_400.0  # seconds after which no process can still be writing a temporary file
 
 
 def write_atomically(
@@ -34,16 +39,23 @@ def write_atomically(
         temporary.unlink(missing_ok=True)
     if os.name == "posix":  # Windows cannot open a folder
         _sync(path.parent, os.O_RDONLY)
+    remove_leftovers(path.parent, f"{path.name}.", age=DAY)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that killed processes left in a folder.
+def remove_leftovers(folder: Path, name: str = "", age: float = 0.0) -> None:
+    """Remove temporary files that killed processes left in a folder.
 
     Args:
-        folder: No other process may be writing to it.
+        folder: No other process may be writing to such files in it, where age is 0.
+        name: What the names of their files begin with.
+        age: Only those that were last written so many seconds ago.
     """
-    for path in folder.glob(f".*.{'?' * 32}.tmp"):
-        path.unlink(missing_ok=True)
+    pattern = re.compile(rf"\.{re.escape(name)}.*\.[0-9a-f]{{32}}\.tmp")
+    for path in folder.iterdir():
+        if pattern.fullmatch(path.name):
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                if time.time() - path.stat().st_mtime >= age:
+                    path.unlink()
 
 
 def cache_folder() -> Path:

@@ -25,7 +25,6 @@ from tqdm.auto import tqdm
 from fastmsgm import ops, rng
 from fastmsgm.checkpoint import load
 from fastmsgm.checks import check_int
-from fastmsgm.chunks import Chunks
 from fastmsgm.condition import Conditions
 from fastmsgm.fingerprint import fingerprint
 from fastmsgm.function import function_model
@@ -33,6 +32,7 @@ from fastmsgm.habits import check_guidance, drawn_seed, refuse_unknown
 from fastmsgm.loop import Loop
 from fastmsgm.model import ScoreModel, is_model
 from fastmsgm.modes import evaluation, outside_autocast
+from fastmsgm.output.chunks import Chunks
 from fastmsgm.solver import Plan, Solver
 from fastmsgm.solvers import resolve
 from fastmsgm.step import NonFiniteError, Step

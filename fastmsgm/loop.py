@@ -16,7 +16,8 @@ from torch import Tensor
 
 from fastmsgm import rng
 from fastmsgm.condition import dropped
-from fastmsgm.model import ScoreModel
+from fastmsgm.model import ScoreModel, check_float32
+from fastmsgm.modes import evaluation, outside_autocast
 from fastmsgm.solver import Plan
 from fastmsgm.state import SamplerState
 
@@ -36,10 +37,13 @@ def call_and_step(
 ) -> None:
     """One network call, or two with guidance, and one step."""
     model_output = model(state.model_input, c_noise, **state.condition, **condition)
+    unconditional = None
     if null is not None:
         unconditional = model(state.model_input, c_noise, **state.condition, **null)
-        model_output = torch.lerp(unconditional, model_output, guidance)
-    state.step(flags, model_output, stream, first_nonfinite_step)
+    with outside_autocast(model_output.device):
+        if unconditional is not None:
+            model_output = torch.lerp(unconditional.float(), model_output.float(), guidance)
+        state.step(flags, model_output, stream, first_nonfinite_step)
 
 
 class Loop:
@@ -58,6 +62,7 @@ class Loop:
         first_nonfinite_step: (size,) int32; the first step at which a sample was not finite, or -1.
 
     Raises:
+        TypeError: The model is not in float32.
         ValueError: compiled, with a state whose steps are not single operations.
     """
 
@@ -75,7 +80,9 @@ class Loop:
                 "compile must be False for this solver, whose steps are plain PyTorch: use a fused "
                 "solver of the model (solver=None chooses one where there is one)"
             )
+        check_float32(model)
         self.model, self.plan, self.state = model, plan, state
+        self.modules = tuple(model.modules())
         device = model.device
         self.condition, self.guidance = dict(condition), guidance
         self.null = dropped(condition, model.classes) if guidance != 1 else None
@@ -118,22 +125,27 @@ class Loop:
         self.streams.copy_(rng.by_step(stream, len(self.streams)))
         for name, value in condition.items():
             self.condition[name].copy_(value)
-        self.state.sample_prior(stream, self.condition.get("label"))
+        with outside_autocast(stream.device):
+            self.state.sample_prior(stream, self.condition.get("label"))
 
     def steps(self, show: Callable[[int], None] | None = None) -> None:
         """Take all steps from the current state."""
         # One code object serves every state: a variant for each shape, network and plan.
         config = torch._dynamo.config.patch(recompile_limit=VARIANTS)
         with config if self.compiled else contextlib.nullcontext():
-            if show is not None:
-                show(0)
+            if show is None:
+                with evaluation(self.modules):
+                    for k in range(len(self.streams)):
+                        self.step(k)
+                return
+            show(0)
             for k in range(len(self.streams)):
-                self.step(k)
-                if show is not None:
-                    show(k + 1)
+                with evaluation(self.modules):  # not longer, since a callback may change the modes
+                    self.step(k)
+                show(k + 1)
 
     def step(self, k: int) -> None:
-        """Take step k."""
+        """Take step k, in the modes that the modules have."""
         self.call_and_step(
             self.model,
             self.state,

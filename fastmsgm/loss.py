@@ -17,7 +17,8 @@ from fastmsgm import rng
 from fastmsgm.checks import check_int, check_tensor, is_number
 from fastmsgm.condition import checked_condition, drop_some, dropped
 from fastmsgm.data.items import as_float
-from fastmsgm.model import ScoreModel, check_bare_model, evaluation
+from fastmsgm.model import ScoreModel, check_bare_model, check_float32
+from fastmsgm.modes import evaluation, outside_autocast
 
 EVALUATION = 2**31  # first step of the noise counter for calls in evaluation mode
 REDUCTIONS = ("mean", "none")
@@ -136,9 +137,16 @@ class Loss(nn.Module):
         if tuple(data.shape[1:]) != model.shape or len(data) == 0:
             expected = ", ".join(map(str, ("n", *model.shape)))
             raise ValueError(f"data must have shape ({expected}), n >= 1, got {tuple(data.shape)}")
+        if data.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                "data must not require a gradient, which the loss has in parameters and conditions "
+                "alone: give data.detach()"
+            )
         data = as_float(data).to(model.device)
-        states = model.to_state(data)
+        with outside_autocast(data.device):
+            states = model.to_state(data)
         if not self.checked:
+            check_float32(model)
             check_range(model, data)
             model.check_states(states)
         return states

@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
 _joins = itertools.count()  # all processes make the same calls
 # A rank can take hours longer than the others: its chunks are larger, or it writes the files.
-TIMEOUT = timedelta(days=7)
+TIMEOUT = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,10 @@ def joined(device: torch.device) -> Iterator[Processes]:
     join = distributed.is_torchelastic_launched() and not distributed.is_initialized()
     if join:
         backend = "nccl" if device.type == "cuda" else "gloo"
-        store, rank, size = next(distributed.rendezvous("env://"))
+        store, rank, size = next(rendezvous("env://"))
         # A second group in the same store would find what the first left there.
-        store = distributed.PrefixStore(f"fastmsgm-{next(_joins)}", store)
+        prefix = f"fastmsgm-{next(_joins)}"
+        store = distributed.PrefixStore(prefix, store)  # pyright: ignore[reportPrivateImportUsage]
         distributed.init_process_group(
             backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT
         )

@@ -92,7 +92,7 @@ def by_step(stream: Tensor, steps: int) -> Tensor:
     """
     rows = stream.new_empty(steps, 4)[:, :3]
     rows.copy_(stream)
-    rows[:, 2] += torch.arange(steps, device=stream.device)
+    rows[:, 2] += torch.arange(steps, dtype=torch.int64, device=stream.device)
     return rows
 
 
@@ -125,9 +125,10 @@ def philox(
 @functools.cache
 def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the multipliers of c2 and c0, and the multiples of the Weyl constants (ROUNDS, 2)."""
-    weyl = torch.tensor((PHILOX_W0, PHILOX_W1), device=device)
-    rounds = torch.arange(ROUNDS, device=device)[:, None]
-    return torch.tensor((PHILOX_M1, PHILOX_M0), device=device), rounds * weyl
+    weyl = torch.tensor((PHILOX_W0, PHILOX_W1), dtype=torch.int64, device=device)
+    rounds = torch.arange(ROUNDS, dtype=torch.int64, device=device)[:, None]
+    factors = torch.tensor((PHILOX_M1, PHILOX_M0), dtype=torch.int64, device=device)
+    return factors, rounds * weyl
 
 
 def words(n: int, quads: int, stream: Tensor, purpose: int, step: int) -> Tensor:
@@ -140,8 +141,8 @@ def words(n: int, quads: int, stream: Tensor, purpose: int, step: int) -> Tensor
         purpose: The purpose byte of the counter (``Purpose``).
         step: The step, counted from the stream's first.
     """
-    sample = stream[1] + torch.arange(n, device=stream.device)
-    quad = torch.arange(quads, device=stream.device)
+    sample = stream[1] + torch.arange(n, dtype=torch.int64, device=stream.device)
+    quad = torch.arange(quads, dtype=torch.int64, device=stream.device)
     w0, sample = torch.broadcast_tensors(quad[None, :], sample[:, None])
     counter = (
         w0,

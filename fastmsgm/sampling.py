@@ -18,13 +18,13 @@ from fastmsgm import ops
 from fastmsgm.gbm import GBM, LogNormalPrior
 from fastmsgm.job import check_job, check_model, check_shard, plan_of
 from fastmsgm.model import ScoreModel
-from fastmsgm.output import DTYPES, open_output, open_store
+from fastmsgm.output.found import batch_size_of
+from fastmsgm.output.targets import DTYPES, open_output, open_store
 from fastmsgm.processes import Processes, joined
 from fastmsgm.rotation import RadialPrior, Rotation
 from fastmsgm.solver import Plan, Solver
 from fastmsgm.solvers import resolve
 from fastmsgm.step import NonFiniteError, Step
-from fastmsgm.stream import batch_size_of
 
 _log = logging.getLogger("fastmsgm")
 
@@ -125,7 +125,8 @@ def sample(
             or is in use.
         OSError: ``out`` cannot be written, or there is not enough space; finished chunks stay.
         NonFiniteError: The network or the state left the float32 numbers; finished samples are in
-            ``error.samples``, which is None where ``out`` is a folder.
+            ``error.samples``, or in the file or folder.
+        RuntimeError: Another thread put the network into training mode during a call.
 
     Example:
         >>> x = fastmsgm.sample("cauchy-rotation", n=1000, seed=3, batch_size=500, progress=False)
@@ -205,7 +206,7 @@ def sample(
                 output.write(chunk, samples)
         except BaseException as error:  # also of the keyboard: finished samples can be read
             finished = output.target.stopped()
-            if isinstance(error, NonFiniteError):
+            if isinstance(error, NonFiniteError) and not isinstance(out, (str, os.PathLike)):
                 error.samples = finished
             raise
         if count := sum(part.stop - part.start for part in map(job.chunks.rows, todo)):

@@ -45,7 +45,8 @@ class NonFiniteError(RuntimeError):
     Attributes:
         step: The first step at which it happened.
         indices: The samples it happened to.
-        samples: (m, ...) the finished samples, from the first one asked for.
+        samples: (m, ...) the finished samples, from the first one asked for; None where they are in
+            a file or folder.
     """
 
     def __init__(

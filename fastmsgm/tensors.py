@@ -70,7 +70,7 @@ def save_tensors(
             checksum = hashlib.sha256(header)
             file.write(header)
             for value in ordered:
-                data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+                data = raw_bytes(value)
                 checksum.update(data)
                 file.write(data)
             file.seek(header.index(_UNSEALED.encode()))
@@ -86,7 +86,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         path: Of the file.
 
     Returns:
-        The tensors by name, on the CPU, and the metadata.
+        The tensors by name, on the CPU, and the metadata that was kept with them.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -97,7 +97,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         try:
             header = _read_header(file)
             metadata = json.loads(header[8:])["__metadata__"]
-            sum_in_file = metadata["sha256"]
+            sum_in_file = metadata.pop("sha256")
             unsealed = header.replace(sum_in_file.encode(), _UNSEALED.encode(), 1)
             data = file.read()
             checksum = hashlib.sha256(unsealed)
@@ -112,6 +112,13 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not good:
         raise _damaged(path, "its checksum is wrong")
     return tensors, metadata
+
+
+def raw_bytes(x: Tensor) -> memoryview:
+    """Return the bytes of a tensor's numbers in their order, whatever its strides and device."""
+    x = x.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    # PyTorch calls one number contiguous at any stride, but has no view of it in another dtype.
+    return x.as_strided((x.numel(),), (1,)).view(torch.uint8).numpy().data
 
 
 def _header(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> tuple[bytes, list[Tensor]]:

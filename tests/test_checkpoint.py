@@ -22,14 +22,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fastmsgm import fit, load, sample, trainer, training_run
+from fastmsgm import fit, load, sample
 from fastmsgm.gbm import GBM, DenoisingLoss, GBMModel
 from fastmsgm.model import FORMAT_VERSION, ScoreModel
 from fastmsgm.nets import MLP, UNet
 from fastmsgm.rotation import Rotation, RotationModel
 from fastmsgm.sde import VP, VPModel
 from fastmsgm.tensors import load_tensors, save_tensors
-from fastmsgm.training_run import _same
+from fastmsgm.training import trainer, training_run
+from fastmsgm.training.training_run import _same
 from tests.gbm.exact import log_normal_data
 
 # Many small operations: a second thread costs more than it gives.
@@ -490,6 +491,27 @@ def test_a_run_whose_states_are_all_damaged_is_refused(tmp_path: Path) -> None:
     state.write_bytes(state.read_bytes()[:-20])
     shutil.copy(state, tmp_path / "training.previous.safetensors")
     with pytest.raises(ValueError, match=r"out=.* holds a damaged checkpoint .*use a new folder"):
+        train(vector_model(), out=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"step": "-5"},
+        {"step": "1000000"},
+        {"step": "5"},
+        {"step": "ten"},
+        {"groups": "[]"},
+        {"groups": "{"},
+    ],
+    ids=str,
+)
+def test_a_hostile_state_is_refused(changes: dict[str, str], tmp_path: Path) -> None:
+    """With a sound checksum; numbers are checked before they are used."""
+    train(vector_model(), out=tmp_path)
+    tensors, metadata = load_tensors(tmp_path / "training.safetensors")
+    save_tensors(tmp_path / "training.safetensors", tensors, metadata | changes)
+    with pytest.raises(ValueError, match=r"out=.* holds a checkpoint that does not fit"):
         train(vector_model(), out=tmp_path)
 
 

@@ -110,8 +110,8 @@ def test_training_learns_from_the_class_alone() -> None:
 
 
 def test_a_run_with_labels_resumes_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastmsgm.trainer.CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr("fastmsgm.trainer.FLUSH_EVERY", 2)
+    monkeypatch.setattr("fastmsgm.training.trainer.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("fastmsgm.training.trainer.FLUSH_EVERY", 2)
     options: dict[str, Any] = {"steps": 6, "batch_size": 16, "warmup": 1, "progress": False}
     fit(image_model(), images(), LABELS, out=tmp_path / "whole", **options)
     original = DenoisingLoss.__call__

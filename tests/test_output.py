@@ -17,8 +17,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastmsgm.chunks import Chunks
-from fastmsgm.output import Output, open_output, open_store
+from fastmsgm.output.chunks import Chunks
+from fastmsgm.output.targets import Output, open_output, open_store
 from fastmsgm.processes import Processes
 
 Image = pytest.importorskip("PIL.Image")
@@ -321,6 +321,12 @@ def test_a_missing_pillow_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
             {},
             ValueError,
             "out must be writable, got a read-only array",
+        ),
+        (
+            torch.empty(10, *IMAGES, requires_grad=True),
+            {},
+            ValueError,
+            r"out must not require a gradient, got one that does: give out\.detach\(\)",
         ),
         (None, {"dtype": "uint8", "bounds": None}, ValueError, "finite bounds, got bounds=None"),
         (

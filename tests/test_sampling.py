@@ -269,7 +269,8 @@ def test_outputs(tmp_path: Path) -> None:
         "fastmsgm": fastmsgm.__version__,
     }
     assert manifest.items() >= expected_items.items()
-    assert manifest.keys() - expected_items == {"model", "plan", "backend", "chunks", "sha256"}
+    others = {"model", "plan", "backend", "chunks", "frame", "sha256"}
+    assert manifest.keys() - expected_items.keys() == others
     assert manifest["backend"] in ("cpu", "reference")
 
 
@@ -324,8 +325,11 @@ def test_non_finite_values_name_step_and_samples(
     error = caught.value
     assert error.step == 3
     assert error.indices == [34, 41]
-    assert error.samples is not None
-    assert torch.equal(error.samples, expected[:27])  # samples 5 .. 31
+    if isinstance(out, Path):
+        assert error.samples is None
+    else:
+        assert error.samples is not None
+        assert torch.equal(error.samples, expected[:27])  # samples 5 .. 31
     partial = tmp_path / "samples.npy.partial"
     kept = torch.from_numpy(np.load(partial)) if isinstance(out, Path) else out
     assert torch.equal(kept[:27], expected[:27])

@@ -18,14 +18,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fastmsgm import Loss, ScoreModel, fit, load, rng, trainer
+from fastmsgm import Loss, ScoreModel, fit, load, rng
 from fastmsgm.data import DataOrder
 from fastmsgm.gbm import GBM, DenoisingLoss, GBMModel, MDSMLoss
+from fastmsgm.names import name_of
 from fastmsgm.nets import MLP, UNet
 from fastmsgm.rotation import SphericalDenoisingLoss
-from fastmsgm.run_settings import name_of
 from fastmsgm.sde import SlicedScoreMatching
 from fastmsgm.tensors import load_tensors
+from fastmsgm.training import trainer
 from tests.gbm.exact import log_normal_data
 from tests.rotation.exact import heavy_tails
 from tests.rotation.exact import vectors as rotation_model
@@ -342,7 +343,7 @@ def test_an_infinite_gradient_ends_the_run_before_it_is_saved(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"steps": 0}, "steps must be in 1 .. 2147483648, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"lr": 0.0}, r"lr must be a positive number, got 0\.0"),
         ({"lr": -1.0}, r"lr must be a positive number, got -1\.0"),

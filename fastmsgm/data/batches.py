@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from fastmsgm.checks import check_conditions, check_int, check_mapping
 from fastmsgm.data.items import as_float, split
@@ -24,10 +23,11 @@ from fastmsgm.data.loaders import (
     keys_of,
     length,
     loader_of,
+    on_cpu,
     rebuilt,
     seeded,
 )
-from fastmsgm.data.order import DataOrder
+from fastmsgm.data.order import DataOrder, check_batch_size
 from fastmsgm.processes import Processes
 
 BATCH_SIZE = 128
@@ -115,7 +115,7 @@ class Batches:
                 "transform must be a callable on one sample, or None, got "
                 f"{type(transform).__name__}"
             )
-        size = None if batch_size is None else check_int("batch_size", batch_size, 1)
+        size = None if batch_size is None else check_batch_size(batch_size)
         self._seed = check_int("seed", seed, 0, 2**64 - 1)
         self._transform, self._name = transform, name
         if isinstance(data, Tensor) and data.dtype not in (torch.float32, torch.uint8):
@@ -215,7 +215,8 @@ class Batches:
         batches = [
             range(first, min(first + self.batch_size, n)) for first in range(0, n, self.batch_size)
         ]
-        yield from self._read(map(torch.tensor, batches), Keyed(batches, self._seed, 0))
+        indices = (torch.tensor(batch, dtype=torch.int64, device="cpu") for batch in batches)
+        yield from self._read(indices, Keyed(batches, self._seed, 0))
 
     def _order(self, first_step: int = 0) -> DataOrder:
         own = self._loader.batch_sampler
@@ -242,8 +243,8 @@ class Batches:
             given = {name: value[indices.to(value.device)] for name, value in self._given.items()}
             yield x, condition | given
 
-    def _rebuilt(self, keyed: Keyed, workers: int | None = None) -> DataLoader[Any]:
-        return rebuilt(self._loader, keyed, self._transform, workers, self._name)
+    def _rebuilt(self, keyed: Keyed, workers: int | None = None) -> Iterator[Any]:
+        return on_cpu(rebuilt(self._loader, keyed, self._transform, workers, self._name))
 
     def _split(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         return split(batch, self._name)
@@ -261,7 +262,7 @@ class Batches:
         Raises:
             ValueError: There are none.
         """
-        batches = iter(self._loader) if self._pending is None else self._pending
+        batches = on_cpu(self._loader) if self._pending is None else self._pending
         self._pending, before = None, position
         for batch in batches:
             x, condition = self._split(batch)
@@ -285,8 +286,8 @@ class Batches:
         if self.exact:
             # In a worker where there are workers: data sets may not be read before a fork.
             first = Keyed([[0]], self._seed, 0)
-            return self._split(next(iter(self._rebuilt(first, workers=1))))
-        batches = iter(self._loader)
+            return self._split(next(self._rebuilt(first, workers=1)))
+        batches = on_cpu(self._loader)
         for batch in batches:
             self._pending = itertools.chain([batch], batches)
             x, condition = self._split(batch)

@@ -22,6 +22,7 @@ from fastmsgm.data.loaders import (
     is_default_order,
     length,
     loader_of,
+    on_cpu,
     rebuilt,
 )
 
@@ -95,11 +96,12 @@ def _parts(data: Data, name: str) -> tuple[Iterator[tuple[Tensor, dict[str, Tens
         loader = loader_of(data, LOADED, name)
         n = length(loader)
         if n is None or not is_default_order(loader):
-            return map(functools.partial(split, name=name), _watched(loader, name)), None
+            return map(functools.partial(split, name=name), _watched(on_cpu(loader), name)), None
         size = batch_size_of(loader) or LOADED
         batches = [range(first, min(first + size, n)) for first in range(0, n, size)]
         keyed = Keyed(batches, 0, 0)
-        return map(functools.partial(split, name=name), rebuilt(loader, keyed, name=name)), n
+        loaded = on_cpu(rebuilt(loader, keyed, name=name))
+        return map(functools.partial(split, name=name), loaded), n
     if data.dtype != torch.uint8:
         check_floating_point(name, data)
     if data.ndim < 2 or data.numel() == 0:

@@ -5,22 +5,29 @@ Numbers stay as they are. Integers are refused, except for uint8 images, which s
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import zipfile
-import zlib
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fastmsgm.data.folders import image_folder
 from fastmsgm.data.images import cifar10, fashion_mnist, kmnist, mnist
+from fastmsgm.data.reading import check_inflated, listed, read_exactly, read_npy, reading, shown
 
-_SUFFIXES = (".npy", ".npz", ".safetensors")
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_DTYPES = {  # by their names in .safetensors
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "U8": torch.uint8,
+}
+_HEADER = 100_000_000  # the most bytes of a .safetensors header, by its specification
 BY_NAME = {"fashion-mnist": fashion_mnist, "mnist": mnist, "kmnist": kmnist, "cifar-10": cifar10}
 _CHANNELS = (1, 3)  # of images whose channels are the last axis
 _BLOCK = 2**24  # numbers of images whose axes are moved at a time
@@ -46,6 +53,8 @@ def load(name_or_path: str | os.PathLike[str], size: int | None = None) -> Tenso
     Raises:
         FileNotFoundError: There is no such file or folder.
         ImportError: A folder of images without Pillow, of the extra "images".
+        MemoryError: There is not enough memory.
+        OSError: The system cannot read the file.
         TypeError: The array is neither of floating point nor uint8.
         ValueError: An unknown name or suffix, a damaged file, a wrong shape, values that are not
             finite in float32, or a size for what is no folder.
@@ -58,67 +67,93 @@ def load(name_or_path: str | os.PathLike[str], size: int | None = None) -> Tenso
         raise ValueError(f"size is for folders of images, got {str(name_or_path)!r}: leave it out")
     if name_or_path in BY_NAME:
         return BY_NAME[str(name_or_path)]("train")
-    if path.suffix not in _SUFFIXES:
+    if path.suffix not in _READERS:
+        *suffixes, last = _READERS
         raise ValueError(
-            f"data must be one of {', '.join(NAMES)}, the path of a {', '.join(_SUFFIXES[:-1])} or "
-            f"{_SUFFIXES[-1]} file, or a folder of images, got {str(name_or_path)!r}"
+            f"data must be one of {', '.join(NAMES)}, the path of a {', '.join(suffixes)} or "
+            f"{last} file, or a folder of images, got {str(name_or_path)!r}"
         )
     if not path.is_file():
         raise FileNotFoundError(f"data: there is no file {path}")
-    if path.suffix == ".safetensors":
-        return _checked(path, _read_safetensors(path))
-    if path.suffix == ".npz":
-        return _checked(path, _read_npz(path))
-    with path.open("rb") as file:
-        return _checked(path, _read_npy(path, file))
+    return _checked(path, _READERS[path.suffix](path))
 
 
-def _read_npy(path: Path, file: IO[bytes]) -> Tensor:
+def _read_npy(path: Path) -> Tensor:
+    with (
+        reading(path, ".npy file", "write it with numpy.save, no objects"),
+        path.open("rb") as file,
+    ):
+        return _tensor(path, read_npy(path, file, os.fstat(file.fileno()).st_size))
+
+
+def _read_npz(path: Path) -> Tensor:
+    with (
+        reading(path, ".npz file", "write it with numpy.savez or numpy.savez_compressed"),
+        zipfile.ZipFile(path) as archive,
+    ):
+        names = archive.namelist()
+        if len(names) != 1 and "arr_0.npy" not in names:
+            raise ValueError(
+                f"{path}: data must be a file with one array, or with one named arr_0, got "
+                f"{len(names)}: {listed(names)}"
+            )
+        entry = archive.getinfo(names[0] if len(names) == 1 else "arr_0.npy")
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError("it is compressed in another way than numpy does")
+        check_inflated(path, entry.file_size, min(entry.compress_size, path.stat().st_size))
+        with archive.open(entry) as file:
+            return _tensor(path, read_npy(path, file, entry.file_size))
+
+
+def _tensor(path: Path, array: np.ndarray[Any, Any]) -> Tensor:
     try:
-        array = np.lib.format.read_array(file, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(
-            f"{path}: not a plain .npy array ({error}): write it with numpy.save, no objects"
-        ) from error
-    try:
-        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
-    except TypeError as error:
+        return torch.from_numpy(array)
+    except TypeError as error:  # PyTorch does not have all dtypes
         raise TypeError(
             f"{path}: data must be of floating point, got {array.dtype}: convert it to float32"
         ) from error
 
 
-def _read_npz(path: Path) -> Tensor:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if len(names) != 1 and "arr_0.npy" not in names:
-                raise ValueError(
-                    f"{path}: data must be a file with one array, or with one named arr_0, got "
-                    f"{len(names)}: {', '.join(names)}"
-                )
-            with archive.open(names[0] if len(names) == 1 else "arr_0.npy") as file:
-                return _read_npy(path, file)
-    except (zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path}: damaged .npz file ({error})") from error
-
-
 def _read_safetensors(path: Path) -> Tensor:
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            if len(names) != 1:
-                raise ValueError(
-                    f"{path}: data must be a file with one tensor, got {len(names)}: "
-                    f"{', '.join(names)}"
-                )
-            return file.get_tensor(names[0])
-    except SafetensorError as error:
-        raise ValueError(f"{path}: damaged .safetensors file ({error})") from error
+    """Read the one tensor of a file; the library of that name would map it, and not copy it."""
+    with (
+        reading(path, ".safetensors file", "write it with safetensors.torch.save_file"),
+        path.open("rb") as file,
+    ):
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(size - 8, _HEADER):
+            raise ValueError(f"its header has {length} bytes")
+        entries = json.loads(file.read(length))
+        names = [name for name in entries if name != "__metadata__"]
+        if len(names) != 1:
+            raise ValueError(
+                f"{path}: data must be a file with one tensor, got {len(names)}: {listed(names)}"
+            )
+        dtype, shape, place = (entries[names[0]][k] for k in ("dtype", "shape", "data_offsets"))
+        if dtype not in _DTYPES:
+            raise TypeError(
+                f"{path}: data must be of floating point, or uint8 images, got "
+                f"{shown(str(dtype))}: convert it to float32"
+            )
+        end = size - 8 - length
+        promised = math.prod(shape) * _DTYPES[dtype].itemsize
+        whole = all(type(n) is int and n >= 0 for n in shape) and place == [0, end]
+        if not whole or promised != end:
+            raise ValueError(
+                f"its header promises {dtype} {shown(str(shape))}, {shown(str(promised))} bytes, "
+                f"got {end}"
+            )
+        numbers = np.empty(end, np.uint8)
+        read_exactly(file, numbers)
+        return torch.from_numpy(numbers).view(_DTYPES[dtype]).view(shape)
+
+
+_READERS = {".npy": _read_npy, ".npz": _read_npz, ".safetensors": _read_safetensors}
 
 
 def _checked(path: Path, x: Tensor) -> Tensor:
-    if x.dtype not in (*_FLOATS, torch.uint8):
+    if x.dtype not in _DTYPES.values():
         raise TypeError(
             f"{path}: data must be of floating point, or uint8 images, got {x.dtype}: convert it "
             "to float32"

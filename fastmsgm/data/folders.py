@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -14,8 +13,10 @@ import torch
 from torch import Tensor
 
 from fastmsgm.checks import check_int
+from fastmsgm.data.reading import reading
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # of PIL, whatever the file's name says
 _GREY = ("1", "L", "LA", "La")  # modes of PIL
 _HIGH_DEPTH = ("I", "F")  # first letters of modes with more than 8 bits
 _HIGH_DEPTH_IN_FILE = re.compile(r";16[BLN]")  # in PIL's name of the pixels, such as "RGB;16B"
@@ -48,7 +49,9 @@ def image_folder(
     the same as to resize the shorter side and to crop the centre. Images are turned as their EXIF
     orientation says. Of several frames or pages the first is read, transparency is left out. GIF
     and other kinds of files are passed over, and so are names that begin with a dot. Links to
-    folders are followed, but not in a circle. Needs Pillow, of the extra "images".
+    folders are followed, but not in a circle. An image may have as many pixels as
+    ``PIL.Image.MAX_IMAGE_PIXELS`` says, which guards against small files that fill the memory.
+    Needs Pillow, of the extra "images".
 
     Args:
         path: The folder.
@@ -65,10 +68,12 @@ def image_folder(
     Raises:
         FileNotFoundError: There is no such folder.
         ImportError: Pillow is absent.
+        MemoryError: There is not enough memory.
+        OSError: The system cannot read a file or a folder.
         TypeError: size or channels is not an int.
-        ValueError: No images, a damaged one or one of more than 8 bits a channel, images of
-            several sizes without ``size``, images in no class folder with ``labels``, or an
-            argument out of range.
+        ValueError: No images, one that is damaged, too large or of more than 8 bits a channel,
+            images of several sizes without ``size``, images in no class folder with ``labels``,
+            or an argument out of range.
     """
     folder = Path(path)
     if size is not None:
@@ -84,12 +89,14 @@ def image_folder(
     modes = [_read(found) for found in paths]
     if channels is None:
         channels = 1 if all(mode in _GREY for mode in modes) else 3
-    images = torch.empty(0)
+    images = torch.empty(0, dtype=torch.uint8, device="cpu")
     for index, found in enumerate(paths):
         pixels = torch.from_numpy(_read(found, "RGB" if channels == 3 else "L", size))
         height, width = pixels.shape[:2]
         if not index:
-            images = torch.empty(len(paths), channels, height, width, dtype=torch.uint8)
+            with reading(folder, "folder of images", "give size=..."):
+                shape = (len(paths), channels, height, width)
+                images = torch.from_numpy(np.empty(shape, np.uint8))
         elif images.shape[2:] != (height, width):
             raise ValueError(
                 f"{found}: images must have one size, got {width} x {height} after "
@@ -104,18 +111,22 @@ def class_folders(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and not _is_hidden(p))
 
 
-def _images(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """Yield the images of a folder and of those in it; ``above`` are the folders that it is in."""
-    real = folder.resolve()
-    if real in above:  # a link back
-        return
-    for found in folder.iterdir():
-        if _is_hidden(found):
+def _images(folder: Path) -> Iterator[Path]:
+    """Yield the images of a folder and of those in it."""
+    pending: list[tuple[Path, tuple[tuple[int, int], ...]]] = [(folder, ())]
+    while pending:
+        current, above = pending.pop()  # with the numbers of the folders that it is in
+        status = current.stat()
+        number = status.st_dev, status.st_ino
+        if number in above:  # a link back
             continue
-        if found.is_dir():
-            yield from _images(found, (*above, real))
-        elif found.suffix.lower() in SUFFIXES and found.is_file():
-            yield found
+        for found in current.iterdir():
+            if _is_hidden(found):
+                continue
+            if found.is_dir():
+                pending.append((found, (*above, number)))
+            elif found.suffix.lower() in SUFFIXES and found.is_file():
+                yield found
 
 
 def _is_hidden(path: Path) -> bool:
@@ -131,7 +142,8 @@ def _classes(folder: Path, paths: list[Path]) -> Tensor:
                 f"{path}: labels=True needs every image in a folder named as its class, got an "
                 f"image directly in {folder}"
             )
-    return torch.tensor([numbers[path.relative_to(folder).parts[0]] for path in paths])
+    numbered = [numbers[path.relative_to(folder).parts[0]] for path in paths]
+    return torch.tensor(numbered, dtype=torch.int64, device="cpu")
 
 
 @overload
@@ -144,20 +156,24 @@ def _read(path: Path, mode: str = "", size: int | None = None) -> Any:
         from PIL import Image, ImageOps
     except ImportError as error:
         raise ImportError('image_folder needs Pillow: pip install "fastmsgm[images]"') from error
-    try:
-        with Image.open(path) as image:
-            deep = image.mode.startswith(_HIGH_DEPTH) or _HIGH_DEPTH_IN_FILE.search(str(image.tile))
-            if mode and not deep:
-                pixels = ImageOps.exif_transpose(image).convert(mode)
-                if size is not None and pixels.size != (size, size):
-                    pixels = ImageOps.fit(pixels, (size, size), Image.Resampling.BICUBIC)
-                return np.array(pixels)
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"{path}: damaged or unreadable image ({error}): remove it or write it anew"
-        ) from error
-    if deep:
-        raise ValueError(
-            f"{path}: images must have 8 bits a channel, got more: convert it to 8 bits"
-        )
-    return image.mode
+    with (
+        reading(path, "or unreadable image", "remove it or write it anew"),
+        Image.open(path, formats=_FORMATS) as image,
+    ):
+        if image.mode.startswith(_HIGH_DEPTH) or _HIGH_DEPTH_IN_FILE.search(str(image.tile)):
+            raise ValueError(
+                f"{path}: images must have 8 bits a channel, got more: convert it to 8 bits"
+            )
+        limit = Image.MAX_IMAGE_PIXELS
+        if limit and image.width * image.height > limit:
+            raise ValueError(
+                f"{path}: images must have at most {limit} pixels, got {image.width} x "
+                f"{image.height}: make it smaller, or set PIL.Image.MAX_IMAGE_PIXELS"
+            )
+        if not mode:
+            return image.mode
+        ImageOps.exif_transpose(image, in_place=True)
+        pixels = image if image.mode == mode else image.convert(mode)
+        if size is not None and pixels.size != (size, size):
+            pixels = ImageOps.fit(pixels, (size, size), Image.Resampling.BICUBIC)
+        return np.array(pixels)

@@ -8,8 +8,8 @@ Otherwise, and for the other sets, torchvision downloads it, once, into
 from __future__ import annotations
 
 import gzip
+import hashlib
 import math
-import zlib
 from pathlib import Path
 from typing import Literal, overload
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastmsgm.data.reading import check_inflated, read_exactly, reading, shown
 from fastmsgm.files import cache_folder
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -66,7 +67,7 @@ def mnist(split: str = "train", labels: bool = False) -> Tensor | tuple[Tensor, 
         (n, 1, 28, 28) float32 in [0, 1].
 
     Raises:
-        ValueError: Another split.
+        ValueError: Another split, or a damaged file.
         ImportError: torchvision is absent.
         RuntimeError: The download failed.
     """
@@ -88,7 +89,7 @@ def kmnist(split: str = "train", labels: bool = False) -> Tensor | tuple[Tensor,
         (n, 1, 28, 28) float32 in [0, 1].
 
     Raises:
-        ValueError: Another split.
+        ValueError: Another split, or a damaged file.
         ImportError: torchvision is absent.
         RuntimeError: The download failed.
     """
@@ -110,7 +111,7 @@ def cifar10(split: str = "train", labels: bool = False) -> Tensor | tuple[Tensor
         (n, 3, 32, 32) float32 in [0, 1].
 
     Raises:
-        ValueError: Another split.
+        ValueError: Another split, or a damaged file.
         ImportError: torchvision is absent.
         RuntimeError: The download failed.
     """
@@ -131,22 +132,19 @@ def read_idx(path: Path) -> Tensor:
     Raises:
         ValueError: A damaged file, or one of another format.
     """
-    try:
-        raw = gzip.decompress(path.read_bytes())
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path}: damaged gzip file ({error}): install it again") from error
-    if len(raw) < 4 or raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:
-        raise ValueError(
-            f"{path}: not an IDX file of unsigned bytes (it begins with {raw[:4].hex(' ')})"
-        )
-    header = 4 + 4 * raw[3]
-    shape = tuple(int(size) for size in np.frombuffer(raw[4:header], dtype=">u4"))
-    if len(raw) - header != math.prod(shape):
-        raise ValueError(
-            f"{path}: the header promises {shape}, {math.prod(shape)} bytes, got "
-            f"{len(raw) - header}"
-        )
-    return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=header).reshape(shape).copy())
+    compressed = path.stat().st_size
+    with reading(path, "gzipped IDX file", "install it again"), gzip.open(path) as file:
+        start = file.read(4)
+        sizes = file.read(4 * start[3]) if len(start) == 4 else b""
+        if start[:3] != b"\0\0\x08" or len(sizes) < 4 * start[3]:
+            raise ValueError(
+                f"{path}: not an IDX file of unsigned bytes (it begins with {start.hex(' ')})"
+            )
+        shape = tuple(int(size) for size in np.frombuffer(sizes, dtype=">u4"))
+        check_inflated(path, math.prod(shape), compressed)
+        images = np.empty(shape, np.uint8)
+        read_exactly(file, images)
+    return torch.from_numpy(images)
 
 
 def _check_split(split: str) -> None:
@@ -172,15 +170,40 @@ def _torchvision(name: str, split: str) -> tuple[Tensor, Tensor]:
         raise ImportError(
             f'{name}: {tried}torchvision is not installed: pip install "fastmsgm[images]"{debian}'
         ) from error
-    folder = cache_folder()
+    folder, dataset = cache_folder(), getattr(datasets, name)
     try:
-        data = getattr(datasets, name)(folder, train=split == "train", download=True)
+        data = dataset(folder, train=split == "train", download=True)
     except (RuntimeError, OSError) as error:
         raise RuntimeError(
             f"{name}: {tried}torchvision could neither find it in {folder} nor download it "
             f"({error}): run once with network access, or set FASTMSGM_CACHE to a folder that "
             f"holds it{debian}"
         ) from error
-    images = torch.as_tensor(data.data)  # (n, h, w), or (n, h, w, 3) in colour
+    except Exception as error:  # what damaged files make torchvision raise
+        raise ValueError(
+            f"{folder}: the files of {name} are damaged ({shown(repr(error))}): remove them, and "
+            "they are downloaded again"
+        ) from error
+    start = "train" if split == "train" else "t10k"
+    archives = {
+        folder / name / "raw" / archive: md5
+        for archive, md5 in getattr(dataset, "resources", ())
+        if archive.startswith(start)
+    }
+    # torchvision compares checksums when it downloads, later only those of CIFAR-10.
+    if archives and all(path.is_file() for path in archives):
+        images, classes = (_read_checked(path, md5) for path, md5 in archives.items())
+        return images[:, None], classes
+    images = torch.as_tensor(data.data, device="cpu")  # (n, h, w), or (n, h, w, 3) in colour
     images = images.movedim(-1, 1) if images.ndim == 4 else images[:, None]
-    return images.contiguous(), torch.as_tensor(data.targets)
+    return images.contiguous(), torch.as_tensor(data.targets, device="cpu")
+
+
+def _read_checked(path: Path, md5: str) -> Tensor:
+    """Read a gzipped IDX file of known checksum."""
+    if hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() != md5:
+        raise ValueError(
+            f"{path}: damaged file (its checksum is not that of the original): remove its folder, "
+            "and it is downloaded again"
+        )
+    return read_idx(path)

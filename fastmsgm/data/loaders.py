@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -51,6 +52,28 @@ def loader_of(data: Any, batch_size: int, name: str = "data") -> DataLoader[Any]
         )
     collate = functools.partial(_collate, name=name)
     return DataLoader(dataset, batch_size, collate_fn=collate, generator=torch.Generator())
+
+
+def on_cpu(loader: Iterable[T]) -> Iterator[T]:
+    """Yield the batches of a loader, which are on the CPU whatever PyTorch's default device is.
+
+    PyTorch's own loaders fail on another default device, with their generators on the CPU.
+    """
+    done: Any = object()
+    with _default_cpu():
+        batches = iter(loader)
+    while True:
+        with _default_cpu():
+            batch = next(batches, done)
+        if batch is done:
+            return
+        yield batch
+
+
+def _default_cpu() -> AbstractContextManager[Any]:
+    """Make the CPU the default device; costs nothing where it is."""
+    is_default = torch.get_default_device().type == "cpu"
+    return nullcontext() if is_default else torch.device("cpu")
 
 
 def length(loader: DataLoader[Any]) -> int | None:

@@ -65,7 +65,7 @@ class ClassMeans:
     @property
     def labels(self) -> Tensor:
         """(classes,) int64, the labels that occurred, ascending."""
-        return torch.tensor(sorted(self._sums))
+        return torch.tensor(sorted(self._sums), dtype=torch.int64, device="cpu")
 
     @property
     def means(self) -> Tensor:

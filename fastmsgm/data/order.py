@@ -12,6 +12,8 @@ from torch.utils.data import Sampler
 from fastmsgm import rng
 from fastmsgm.checks import check_int
 
+_LARGEST_BATCH = 2**40  # positions in a run are int64
+
 
 class DataOrder(Sampler[list[int]]):
     """Batch sampler of training: every epoch is a new permutation, and batches run on over epochs.
@@ -39,10 +41,11 @@ class DataOrder(Sampler[list[int]]):
 
     def __init__(self, n: int, batch_size: int, seed: int = 0, first_step: int = 0) -> None:
         self.n = check_int("n", n, 1)
-        self.batch_size = check_int("batch_size", batch_size, 1)
+        self.batch_size = check_batch_size(batch_size)
         self.seed = check_int("seed", seed, 0, 2**64 - 1)
         self.first_step = check_int("first_step", first_step, 0)
-        self._epoch, self._permutation = -1, torch.empty(0, dtype=torch.int64)
+        self._epoch = -1
+        self._permutation = torch.empty(0, dtype=torch.int64, device="cpu")
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in itertools.count(self.first_step):
@@ -50,12 +53,15 @@ class DataOrder(Sampler[list[int]]):
 
     def batch(self, step: int) -> Tensor:
         """Return the sample indices of batch ``step``, (batch_size,) int64 on the CPU."""
-        parts, first, end = [], step * self.batch_size, (step + 1) * self.batch_size
-        while first < end:
-            epoch, position = divmod(first, self.n)
-            parts.append(self._order(epoch)[position : position + end - first])
-            first += len(parts[-1])
-        return torch.cat(parts)
+        # Memory first, so that a batch that cannot be is refused before it is gathered for hours.
+        batch = torch.empty(self.batch_size, dtype=torch.int64, device="cpu")
+        first, filled = step * self.batch_size, 0
+        while filled < self.batch_size:
+            epoch, position = divmod(first + filled, self.n)
+            part = self._order(epoch)[position : position + self.batch_size - filled]
+            batch[filled : filled + len(part)] = part
+            filled += len(part)
+        return batch
 
     def _order(self, epoch: int) -> Tensor:
         if epoch != self._epoch:
@@ -63,3 +69,11 @@ class DataOrder(Sampler[list[int]]):
             words = rng.words(1, quads, stream, rng.Purpose.DATA_ORDER, epoch).flatten()
             self._epoch, self._permutation = epoch, words[: self.n].argsort(stable=True)
         return self._permutation
+
+
+def check_batch_size(batch_size: int) -> int:
+    """Return a batch size; TypeError or ValueError where it cannot be one."""
+    size = check_int("batch_size", batch_size, 1)
+    if size > _LARGEST_BATCH:
+        raise ValueError(f"batch_size must be at most {_LARGEST_BATCH}, got {size}")
+    return size

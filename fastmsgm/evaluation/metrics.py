@@ -87,12 +87,13 @@ def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 512, seed: int =
     )
     a, b = _pair(("a", a), ("b", b), least=1)
     n, m, d = len(a), len(b), a.shape[1]
-    directions = torch.randn(
-        projections, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
-    )
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(projections, d, dtype=torch.float64, device="cpu", generator=generator)
     directions = (directions / directions.norm(dim=1, keepdim=True)).to(a.device)
     # The quantile levels where either function steps: between two of them both are constant.
-    steps = torch.cat([torch.arange(1, n + 1) * m, torch.arange(1, m + 1) * n]).unique()
+    steps = torch.cat(
+        [torch.arange(k, n * m + 1, k, dtype=torch.int64, device="cpu") for k in (m, n)]
+    ).unique()
     widths = steps.diff(prepend=steps.new_zeros(1)).to(a.device, torch.float64) / (n * m)
     indices_a, indices_b = (((steps - 1) // k).to(a.device) for k in (m, n))
     total = 0.0

@@ -55,7 +55,8 @@ def plot(panels: dict[str, list[Tensor]], path: str | os.PathLike[str], columns:
     for (title, samples), panel in zip(panels.items(), grid.flat, strict=True):
         panel.plot((-4, 4), (-4, 4), color="black", linewidth=1)
         for x in samples:
-            normal = torch.special.ndtri((torch.arange(len(x), dtype=torch.float64) + 0.5) / len(x))
+            ranks = torch.arange(len(x), dtype=torch.float64, device="cpu")
+            normal = torch.special.ndtri((ranks + 0.5) / len(x))
             panel.plot(
                 normal, ((x - x.mean()) / x.std()).sort().values, color="tab:blue", alpha=0.7
             )

@@ -20,7 +20,7 @@ from fastmsgm.checks import check_conditions, check_int, check_mapping
 from fastmsgm.wrappers import unwrap
 
 if TYPE_CHECKING:
-    from fastmsgm.report import TrainStep
+    from fastmsgm.training.report import TrainStep
 
 _FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".pdf", ".svg")
 _COLORS = ("black", "tab:blue", "tab:orange")  # of the data, the model, its baseline

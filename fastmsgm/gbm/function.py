@@ -123,7 +123,7 @@ class FunctionGBM(GBMModel):
         prediction: str,
         time: str,
     ) -> None:
-        ones = torch.ones(1, *shape)
+        ones = torch.ones(1, *shape, dtype=torch.float32, device="cpu")
         super().__init__(
             GBMFunctionNet(f, prediction, time, process),
             process,

@@ -78,8 +78,8 @@ class GBMModel(ScoreModel):
             )
         process.check_range(max(prior.variance, log_std**2))
         self.variance = prior.variance
-        self.register_buffer("scale", scale)
-        self.register_buffer("means", prior.means.clone())  # not the scale's memory
+        self.register_buffer("scale", scale.detach())
+        self.register_buffer("means", prior.means.detach().clone())  # not the scale's memory
 
     @classmethod
     def for_data(

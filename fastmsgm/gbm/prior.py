@@ -120,6 +120,7 @@ class LogMoments:
             shape.
     """
 
+    @torch.no_grad()
     def __init__(
         self,
         data: Data,
@@ -128,7 +129,8 @@ class LogMoments:
         offset: float = 0.0,
         name: str = "data",
     ) -> None:
-        self.classes, self._log, self._positive = ClassMeans(), Moments(), torch.zeros(())
+        self.classes, self._log = ClassMeans(), Moments()
+        self._positive = torch.zeros((), dtype=torch.int64, device="cpu")
         for block, label in one_pass(data, labels, name):
             x = block + offset
             with located(self._log.n, len(x)):
@@ -152,7 +154,7 @@ class LogMoments:
                 f"{mixed.numel()} features: shift the data with offset=..., so that they are "
                 "positive, or use a Rotation model"
             )
-        return torch.where(self._positive > 0, 1.0, -1.0)[None]
+        return torch.where(self._positive > 0, 1.0, -1.0).float()[None]
 
     def per_feature(self) -> LogNormalPrior:
         """Return the prior with the log-mean of every feature."""

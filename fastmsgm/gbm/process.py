@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -106,7 +107,7 @@ class GBM:
             start: Global index of the first sample.
 
         Returns:
-            x_t, like x0.
+            x_t, like x0; differentiable in x0 and t, at the same noise.
 
         Raises:
             TypeError: x0 is not a float32 tensor, or t not a tensor.
@@ -120,19 +121,62 @@ class GBM:
         """
         check_multiplicative("x0", x0)
         t = check_times(t, x0.shape[0], self.T).to(device=x0.device, dtype=torch.float32)
-        columns = (self.log_drift * t, self.marginal_std(t), torch.ones_like(t))
+        stream = rng.stream(seed, start, x0.device)
+        if torch.is_grad_enabled() and (x0.requires_grad or t.requires_grad):
+            return _Perturb.apply(x0, t, self, stream)[0]
         x_t = torch.empty_like(x0)
+        self._perturb(x0, t, stream, x_t, None)
+        return x_t
+
+    def _perturb(
+        self, x0: Tensor, t: Tensor, stream: Tensor, x_t: Tensor, z: Tensor | None
+    ) -> None:
+        """Fill x_t and z, the normals."""
+        columns = (self.log_drift * t, self.marginal_std(t), torch.ones_like(t))
         ops.gbm_perturb_(
             x0,
             torch.stack(columns, dim=1),
-            rng.stream(seed, start, x0.device),
+            stream,
             rng.Purpose.TRAINING_NOISE,
             0,
             x_t=x_t,
             model_input=None,
-            z=None,
+            z=z,
         )
-        return x_t
+
+
+class _Perturb(torch.autograd.Function):
+    """``GBM.perturb`` with its gradient; also returns the normals.
+
+    With x_t = x_0 exp(log_drift t + sigma sqrt(t) z), dx_t / dx_0 = x_t / x_0 and
+    dx_t / dt = x_t (log_drift + sigma z / (2 sqrt(t))).
+    """
+
+    @staticmethod
+    def forward(x0: Tensor, t: Tensor, process: GBM, stream: Tensor) -> tuple[Tensor, Tensor]:
+        x_t, z = torch.empty_like(x0), torch.empty_like(x0)
+        process._perturb(x0, t, stream, x_t, z)
+        return x_t, z
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x0, t, ctx.process, _ = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(x0, t, *output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x0, t, x_t, z = ctx.saved_tensors
+        gradient = gradients[0] * x_t
+        rate = ctx.process.log_drift + ctx.process.sigma * z / (
+            2 * torch.sqrt(t).view(-1, *[1] * (x0.ndim - 1))
+        )
+        return (
+            gradient / x0 if ctx.needs_input_grad[0] else None,
+            (gradient * rate).flatten(1).sum(1) if ctx.needs_input_grad[1] else None,
+            None,
+            None,
+        )
 
 
 def check_multiplicative(name: str, x: Tensor) -> None:

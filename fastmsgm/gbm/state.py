@@ -68,8 +68,9 @@ class GBMState(SamplerState):
         first = plan.noise_levels[:1]
         shift = float(plan.preconditioning.shift(first)[0])
         c_in = plan.preconditioning.coefficients(first)[0, 3]
-        start = torch.tensor([shift, prior.std(float(first[0])), c_in])
-        self.prior_coefficients = start.to(device, torch.float32).expand(size, 3)
+        start = [shift, prior.std(float(first[0])), c_in]
+        row = torch.tensor(start, dtype=torch.float32, device=device)
+        self.prior_coefficients = row.expand(size, 3)
         self._x = torch.empty((size, *model.shape), dtype=torch.float32, device=device)
         self.log_input = (
             torch.empty_like(self._x, dtype=model.input_dtype)
@@ -83,7 +84,7 @@ class GBMState(SamplerState):
         if self.prev_denoised is not None:
             self.prev_denoised.zero_()  # NaN of an earlier chunk would survive a factor of 0
         if label is None:
-            label = stream[1] + torch.arange(self.size, device=self._x.device)
+            label = stream[1] + torch.arange(self.size, dtype=torch.int64, device=self._x.device)
         means = self.means[label % len(self.means)]
         ops.gbm_perturb_(
             means,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmsgm.checks import check_int, check_tensor
+from fastmsgm.nets.layers import Embedding, Linear
 
 
 class FourierFeatures(nn.Module):
@@ -24,7 +25,7 @@ class FourierFeatures(nn.Module):
     def __init__(self, count: int = 32) -> None:
         super().__init__()
         self.size = 2 * count
-        frequencies = 2 * math.pi * torch.logspace(-3, 4, count, base=2.0)
+        frequencies = 2 * math.pi * torch.logspace(-3, 4, count, base=2.0, dtype=torch.float32)
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(self, c: Tensor) -> Tensor:
@@ -59,10 +60,11 @@ class ConditionedNet(nn.Module):
         self.features = FourierFeatures()
         inputs, conditions = self.features.size + sum(self.condition.values()), len(self.condition)
         self.embedding = nn.Sequential(
-            nn.Linear(inputs, cond_width), nn.SiLU(), nn.Linear(cond_width, cond_width), nn.SiLU()
+            Linear(inputs, cond_width), nn.SiLU(), Linear(cond_width, cond_width), nn.SiLU()
         )
-        self.null = nn.Parameter(torch.zeros(conditions, cond_width)) if conditions else None
-        self.label = nn.Embedding(self.classes + 1, cond_width) if self.classes else None
+        null = torch.zeros(conditions, cond_width, dtype=torch.float32)
+        self.null = nn.Parameter(null) if conditions else None
+        self.label = Embedding(self.classes + 1, cond_width) if self.classes else None
         if self.label is not None:
             nn.init.zeros_(self.label.weight)
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from fastmsgm.checks import check_int
 from fastmsgm.nets.conditioning import ConditionedNet
+from fastmsgm.nets.layers import Linear
 
 
 class MLP(ConditionedNet):
@@ -55,11 +56,9 @@ class MLP(ConditionedNet):
             "condition": self.condition,
             "classes": self.classes,
         }
-        self.layers = nn.ModuleList(
-            nn.Linear(dim if i == 0 else width, width) for i in range(depth)
-        )
-        self.cond_layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
-        self.out = nn.Linear(width, dim)
+        self.layers = nn.ModuleList(Linear(dim if i == 0 else width, width) for i in range(depth))
+        self.cond_layers = nn.ModuleList(Linear(width, width) for _ in range(depth))
+        self.out = Linear(width, dim)
 
     def forward(
         self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, **condition: Tensor

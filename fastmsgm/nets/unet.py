@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from fastmsgm.checks import check_int
 from fastmsgm.nets.conditioning import ConditionedNet
+from fastmsgm.nets.layers import Conv2d, GroupNorm, Linear
 
 # From this many tokens on fused attention is never slower on a CPU, forwards and backwards, for
 # batches of 2 to 64: it needs its input copied. At 49 tokens it is up to 12 % slower.
@@ -34,12 +35,12 @@ class Residual(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, cond_width: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(8, inputs)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.cond = nn.Linear(cond_width, 2 * outputs)
-        self.norm2 = nn.GroupNorm(8, outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
-        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.norm1 = GroupNorm(8, inputs)
+        self.conv1 = Conv2d(inputs, outputs, 3, padding=1)
+        self.cond = Linear(cond_width, 2 * outputs)
+        self.norm2 = GroupNorm(8, outputs)
+        self.conv2 = Conv2d(outputs, outputs, 3, padding=1)
+        self.skip = Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
         _zero(self.conv2)
 
     def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
@@ -62,9 +63,9 @@ class Attention(nn.Module):
     def __init__(self, channels: int, head_width: int = 32) -> None:
         super().__init__()
         self.heads = math.gcd(channels, max(channels // head_width, 1))
-        self.norm = nn.GroupNorm(8, channels)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.project = nn.Conv2d(channels, channels, 1)
+        self.norm = GroupNorm(8, channels)
+        self.qkv = Conv2d(channels, 3 * channels, 1)
+        self.project = Conv2d(channels, channels, 1)
         _zero(self.project)
 
     def forward(self, x: Tensor, twice_differentiable: bool = False) -> Tensor:
@@ -94,8 +95,8 @@ def _level(
     """Return what one resolution has: residual blocks, the way to half of it and back, blocks."""
     return (
         nn.ModuleList(Residual(width, width, cond_width) for _ in range(blocks)),
-        nn.Conv2d(width, below, 3, stride=2, padding=1),
-        nn.Conv2d(below, 4 * width, 1),
+        Conv2d(width, below, 3, stride=2, padding=1),
+        Conv2d(below, 4 * width, 1),
         nn.ModuleList(Residual(2 * width, width, cond_width) for _ in range(blocks + 1)),
     )
 
@@ -171,13 +172,13 @@ class UNet(ConditionedNet):
             "classes": self.classes,
         }
         self.factor = 2**levels
-        self.stem = nn.Conv2d(4 * channels, width, 3, padding=1)
+        self.stem = Conv2d(4 * channels, width, 3, padding=1)
         self.down, self.shrink, self.grow, self.up = _level(width, deep, blocks, cond_width)
         self.inner = nn.ModuleList(Level(deep, deep, blocks, cond_width) for _ in range(levels - 2))
         self.middle = nn.ModuleList(Residual(deep, deep, cond_width) for _ in range(deep_blocks))
         self.attention = nn.ModuleList(Attention(deep) for _ in range(deep_blocks - 1))
-        self.norm = nn.GroupNorm(8, width)
-        self.out = nn.Conv2d(width, 4 * channels, 3, padding=1)
+        self.norm = GroupNorm(8, width)
+        self.out = Conv2d(width, 4 * channels, 3, padding=1)
         _zero(self.out)
 
     def forward(

@@ -12,6 +12,7 @@ import functools
 import importlib
 import logging
 import os
+import traceback
 from types import ModuleType
 
 from torch import Tensor
@@ -58,12 +59,12 @@ def kernels(tensor: Tensor, family: str) -> ModuleType:
     name = backend(tensor.device.type, family)
     try:
         return _module(name, family)
-    except (ImportError, RuntimeError) as error:  # RuntimeError: numba finds no cache folder
+    except Exception as error:  # as in _works
         if not os.environ.get("FASTMSGM_BACKEND"):
             raise
         raise ImportError(
             f"the {name} backend, which FASTMSGM_BACKEND names, has no usable kernels for {family} "
-            f"({error}): unset FASTMSGM_BACKEND, or name another of {', '.join(_PACKAGES)}"
+            f"({_reason(error)}): unset FASTMSGM_BACKEND, or name another of {', '.join(_PACKAGES)}"
         ) from error
 
 
@@ -81,14 +82,24 @@ def _works(name: str, family: str) -> bool:
             )
             return False
         return _unusable(name, error)
-    except (ImportError, RuntimeError) as error:  # RuntimeError: numba has no cache folder
+    # Not only ImportError: numba also imports what only looks like a package that it knows, such as
+    # a folder "coverage" in the working directory, and fails on what that lacks.
+    except Exception as error:
         return _unusable(name, error)
     return True
 
 
 def _unusable(name: str, error: Exception) -> bool:
-    _warn_once(name, str(error))
+    _warn_once(name, _reason(error))
     return False
+
+
+def _reason(error: Exception) -> str:
+    """Return what an import failed of; where, if it is not what import itself raises."""
+    if isinstance(error, ImportError):
+        return str(error)
+    where = traceback.extract_tb(error.__traceback__)[-1].filename
+    return f"{type(error).__name__} in {where}: {error}"
 
 
 @functools.cache

@@ -21,10 +21,11 @@ from fastmsgm.ops.checks import (
     flat_arrays,
 )
 from fastmsgm.ops.dispatch import kernels
+from fastmsgm.ops.operation import operation
 from fastmsgm.reference import GBM_COLUMNS
 
 
-@torch.library.custom_op("fastmsgm::fill_normal_", mutates_args=("out",))
+@operation("fill_normal_", mutates_args=("out",))
 def fill_normal_(out: Tensor, stream: Tensor, purpose: int, step: int) -> None:
     """Fill ``out`` with the stream's normals; ``out[0]`` is the sample ``stream[1]``.
 
@@ -44,7 +45,7 @@ def fill_normal_(out: Tensor, stream: Tensor, purpose: int, step: int) -> None:
     kernels(out, "gbm").fill_normal(flat(out), stream, purpose, step)
 
 
-@torch.library.custom_op("fastmsgm::gbm_perturb_", mutates_args=("x_t", "model_input", "z"))
+@operation("gbm_perturb_", mutates_args=("x_t", "model_input", "z"))
 def gbm_perturb_(
     x0: Tensor,
     coefficients: Tensor,
@@ -88,8 +89,8 @@ def gbm_perturb_(
     )
 
 
-@torch.library.custom_op(
-    "fastmsgm::gbm_step_",
+@operation(
+    "gbm_step_",
     mutates_args=("x", "first_nonfinite_step", "prev_denoised", "model_input"),
 )
 def gbm_step_(
@@ -129,9 +130,7 @@ def gbm_step_(
     )
 
 
-@torch.library.custom_op(
-    "fastmsgm::gbm_step", mutates_args=("first_nonfinite_step", "prev_denoised", "model_input")
-)
+@operation("gbm_step", mutates_args=("first_nonfinite_step", "prev_denoised", "model_input"))
 def gbm_step(
     x: Tensor,
     model_output: Tensor,
@@ -206,11 +205,6 @@ def _step(
         sign_agnostic,
         log_state,
     )
-
-
-for _op in (fill_normal_, gbm_perturb_, gbm_step_):
-    _op.register_fake(lambda *_, **__: None)
-gbm_step.register_fake(lambda x, *_, **__: torch.empty_like(x))
 
 
 def _check(

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from fastmsgm.ops.checks import check_dtype
 from fastmsgm.ops.dispatch import kernels
+from fastmsgm.ops.operation import operation
 
 
-@torch.library.custom_op("fastmsgm::egd_step_", mutates_args=("w",))
+@operation("egd_step_", mutates_args=("w",))
 def egd_step_(w: Tensor, g: Tensor, lr: Tensor) -> None:
     """Take one step of the exponentiated gradient, in place: w <- w exp(-lr sign(w) g).
 
@@ -48,6 +49,3 @@ def egd_step_(w: Tensor, g: Tensor, lr: Tensor) -> None:
     kernels(w, "optim").egd_step(
         in_order.view(-1), g.permute(order).contiguous().view(-1), lr.view(1)
     )
-
-
-egd_step_.register_fake(lambda *_: None)

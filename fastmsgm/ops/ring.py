@@ -7,12 +7,11 @@ from torch import Tensor
 
 from fastmsgm.ops.checks import check_state, check_step, flat, flat_arrays
 from fastmsgm.ops.dispatch import kernels
+from fastmsgm.ops.operation import operation
 from fastmsgm.reference import RING_COLUMNS
 
 
-@torch.library.custom_op(
-    "fastmsgm::ring_step_", mutates_args=("x", "first_nonfinite_step", "step_start", "model_input")
-)
+@operation("ring_step_", mutates_args=("x", "first_nonfinite_step", "step_start", "model_input"))
 def ring_step_(
     x: Tensor,
     model_output: Tensor,
@@ -48,9 +47,7 @@ def ring_step_(
     )
 
 
-@torch.library.custom_op(
-    "fastmsgm::ring_step", mutates_args=("first_nonfinite_step", "step_start", "model_input")
-)
+@operation("ring_step", mutates_args=("first_nonfinite_step", "step_start", "model_input"))
 def ring_step(
     x: Tensor,
     model_output: Tensor,
@@ -111,10 +108,6 @@ def _step(
         restart,
         noisy,
     )
-
-
-ring_step_.register_fake(lambda *_, **__: None)
-ring_step.register_fake(lambda x, *_, **__: torch.empty_like(x))
 
 
 def _check(

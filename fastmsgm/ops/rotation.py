@@ -16,12 +16,11 @@ from fastmsgm.ops.checks import (
     flat_arrays,
 )
 from fastmsgm.ops.dispatch import kernels
+from fastmsgm.ops.operation import operation
 from fastmsgm.reference import ROTATION_COLUMNS
 
 
-@torch.library.custom_op(
-    "fastmsgm::rotation_perturb_", mutates_args=("u_t", "model_input", "target")
-)
+@operation("rotation_perturb_", mutates_args=("u_t", "model_input", "target"))
 def rotation_perturb_(
     u0: Tensor,
     coefficients: Tensor,
@@ -66,8 +65,8 @@ def rotation_perturb_(
     )
 
 
-@torch.library.custom_op(
-    "fastmsgm::rotation_step_",
+@operation(
+    "rotation_step_",
     mutates_args=("u", "first_nonfinite_step", "prev_denoised", "model_input"),
 )
 def rotation_step_(
@@ -105,9 +104,7 @@ def rotation_step_(
     )
 
 
-@torch.library.custom_op(
-    "fastmsgm::rotation_step", mutates_args=("first_nonfinite_step", "prev_denoised", "model_input")
-)
+@operation("rotation_step", mutates_args=("first_nonfinite_step", "prev_denoised", "model_input"))
 def rotation_step(
     u: Tensor,
     model_output: Tensor,
@@ -179,11 +176,6 @@ def _step(
         model_input,
         geodesic,
     )
-
-
-for _op in (rotation_perturb_, rotation_step_):
-    _op.register_fake(lambda *_, **__: None)
-rotation_step.register_fake(lambda u, *_, **__: torch.empty_like(u))
 
 
 def _check(

@@ -136,7 +136,7 @@ def _flow_and_noise(x: Tensor, phi: Tensor, xi: Tensor, groups: list[range]) -> 
 
 def _rotate(x: Tensor, angle: Tensor, pairs: range) -> Tensor:
     """Rotate the pairs k in ``pairs`` by ``angle[:, k]`` half turns."""
-    here = torch.arange(pairs.start, pairs.stop, pairs.step, device=x.device)
+    here = torch.arange(pairs.start, pairs.stop, pairs.step, dtype=torch.int64, device=x.device)
     behind = (here + 1) % x.shape[1]
     angle = math.pi * (angle - 2 * torch.round(angle / 2))[:, here]  # subtracts whole turns exactly
     cos, sin = torch.cos(angle), torch.sin(angle)

@@ -15,15 +15,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from fastmsgm.constants import Z_MAX
-from fastmsgm.files import cache_folder, write_atomically
+from fastmsgm.files import cache_folder
 from fastmsgm.rotation.angle_distribution import AngleDistribution
 from fastmsgm.rotation.heat_kernel import check_dimension, kappa, log_kernel
 from fastmsgm.sde.beta_schedule import check_integrated_beta
+from fastmsgm.tensors import load_tensors, save_tensors
 from fastmsgm.types import Array
 
 # The rows of a table range over these B. Beyond, the limits B -> 0 and B -> inf hold to 1e-4.
@@ -102,8 +101,9 @@ class AngleTable:
 def angle_table(d: int) -> AngleTable:
     """Return the table of S^{d-1}, built once (in a few seconds), cached in memory and on disk.
 
-    The file is in ``fastmsgm.files.cache_folder()``. A damaged file is built again. If no file can
-    be written, every process builds the table itself.
+    The file is in ``fastmsgm.files.cache_folder()`` and has a checksum. A damaged file is built
+    again, and if no file can be written, every process builds the table itself: a line in the log
+    says so.
 
     Args:
         d: Dimension, at least 2.
@@ -124,16 +124,15 @@ def _angle_table(d: int) -> AngleTable:
     except FileNotFoundError:
         pass
     # RuntimeError: there is no home folder.
-    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
-        _log.info("building the angle table of d = %d again: %s", d, error)
+    except (OSError, RuntimeError, ValueError) as error:
+        _log.warning("building the angle table of d = %d, which takes seconds: %s", d, error)
     table = _build(d)
     if path is not None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            content = save({"table": table.contiguous()})
-            write_atomically(path, lambda p: p.write_bytes(content))
+            save_tensors(path, {"table": table})
         except OSError as error:
-            _log.info("the angle table of d = %d cannot be cached in %s: %s", d, path.parent, error)
+            _log.warning("cannot keep the angle table of d = %d: %s", d, error)
     return AngleTable(d, table)
 
 
@@ -191,9 +190,7 @@ def _refine(values: Array) -> Array:
 def _read(path: Path, d: int) -> Tensor:
     if not path.is_file():
         raise FileNotFoundError(path)
-    table = load_file(path).get("table")
+    table = load_tensors(path)[0].get("table")
     if table is None or table.shape != (2, *_shape(d)) or table.dtype != torch.float32:
         raise ValueError(f"{path} holds no angle table of d = {d}")
-    if not bool(((table > 0) & table.isfinite()).all()):
-        raise ValueError(f"{path} holds values that are not positive and finite")
     return table

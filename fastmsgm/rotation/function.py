@@ -114,10 +114,11 @@ class FunctionRotation(RotationModel):
                 f"{EPSILON_B_MAX:.1f}, where it holds no digit of the data in float32, got "
                 f"{process.B_max:g}: lower beta_max, or let f predict a score or v"
             )
+        zero = torch.zeros(1, dtype=torch.float32, device="cpu")
         super().__init__(
             RotationFunctionNet(f, prediction, time, process, math.prod(shape)),
             process,
-            RadialPrior(torch.zeros(1)) if prior is None else prior,
+            RadialPrior(zero) if prior is None else prior,
             shape=shape,
             objective="dsm" if process.noise == "isotropic" else "ssm",
         )

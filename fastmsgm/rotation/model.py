@@ -108,8 +108,8 @@ class RotationModel(SDEModel):
             )
         self._shape, self._objective = shape, objective
         self.bandwidth, self.tail = prior.bandwidth, prior.tail
-        self.register_buffer("log_norms", prior.log_norms)
-        self._log_norm_mean, self._log_norm_std = _moments(prior.log_norms)
+        self.register_buffer("log_norms", prior.log_norms.detach())
+        self._log_norm_mean, self._log_norm_std = _moments(self.log_norms)
         self.register_load_state_dict_post_hook(_standardise)
 
     @classmethod

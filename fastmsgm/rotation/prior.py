@@ -150,9 +150,10 @@ class LogNorms:
         ValueError: Data without directions: zero vectors after the offset, or non-finite values.
     """
 
+    @torch.no_grad()
     def __init__(self, data: Data, *, offset: float = 0.0, name: str = "data") -> None:
         self.shape: tuple[int, ...] = ()
-        values, n = torch.empty(0, dtype=torch.float64), 0
+        values, n = torch.empty(0, dtype=torch.float64, device="cpu"), 0
         for block, _ in one_pass(data, name=name):
             x = block + offset
             with located(n, len(x)):

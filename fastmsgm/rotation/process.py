@@ -20,13 +20,14 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fastmsgm import ops, rng
+from fastmsgm import ops, reference, rng
 from fastmsgm.checks import check_eta, check_floating_point, check_int, check_times
 from fastmsgm.constants import TINY
 from fastmsgm.rotation import heat_kernel
@@ -35,7 +36,6 @@ from fastmsgm.sde.beta_schedule import LinearBetaSchedule
 from fastmsgm.types import Array
 
 NOISES = ("isotropic", "ring", "dense")
-B_LIMIT = 700.0  # beyond it e^-B leaves the float64 numbers
 DENSE_BYTES = 2**31  # the largest tensor of generators, float32
 
 
@@ -65,11 +65,6 @@ class Rotation(LinearBetaSchedule):
         if self.noise not in NOISES:
             raise ValueError(f"noise must be one of {', '.join(NOISES)}, got {self.noise!r}")
         object.__setattr__(self, "seed", check_int("seed", self.seed, 0, 2**64 - 1))
-        if self.B_max > B_LIMIT:
-            raise ValueError(
-                f"the integrated beta at t = 1 must be at most {B_LIMIT:g}, got {self.B_max:g}: "
-                "lower beta_max"
-            )
 
     # ---- the noise, on x (n, d) and per unit of B ----
 
@@ -145,11 +140,12 @@ class Rotation(LinearBetaSchedule):
             steps: Number of steps of the simulation.
 
         Returns:
-            x_t, like x0, with its norms.
+            x_t, like x0, with its norms; differentiable in x0, at the same noise.
 
         Raises:
             TypeError: x0 is not a float32 tensor, t not a tensor, or steps not an int.
             ValueError: x0 holds zero vectors or non-finite values, or t or steps is out of range.
+            RuntimeError: t requires a gradient.
 
         Example:
             >>> x0 = torch.tensor([[3.0, 4.0, 0.0]])
@@ -162,6 +158,10 @@ class Rotation(LinearBetaSchedule):
             raise TypeError(f"x0 must be float32, got {x0.dtype}: convert it with .float()")
         steps = check_int("steps", steps, 1)
         t = check_times(t, x0.shape[0], 1.0)
+        if torch.is_grad_enabled() and t.requires_grad:
+            raise RuntimeError(
+                "Rotation.perturb has no gradient in t, got times that require one: give t.detach()"
+            )
         B = self.integrated_beta(t.detach().double().cpu().numpy())
         stream = rng.stream(seed, start, x0.device)
         flat = x0.reshape(x0.shape[0], -1).contiguous()
@@ -210,8 +210,18 @@ class Rotation(LinearBetaSchedule):
             scale: See ``target``; one number or (n,).
 
         Returns:
-            The direction, like x0.
+            The direction, like x0; differentiable in x0.
+
+        Raises:
+            RuntimeError: x0 requires a gradient, and ``model_input`` or ``target`` is given, which
+                have none.
         """
+        recorded = torch.is_grad_enabled() and x0.requires_grad
+        if recorded and not (model_input is None and target is None):
+            raise RuntimeError(
+                "the model's input and the target have no gradient in x0, which requires one: give "
+                "x0.detach()"
+            )
         if math.prod(x0.shape[1:]) == 2:
             u_t, score = _rotate_in_the_plane(x0, B, stream, step)
             if model_input is not None:
@@ -224,10 +234,13 @@ class Rotation(LinearBetaSchedule):
         u_t, angles = torch.empty_like(x0), angle_table(math.prod(x0.shape[1:]))
         columns = np.broadcast_arrays(angles.row(B), -np.expm1(-B / 2), scale, c_in)
         coefficients = torch.from_numpy(np.stack(columns, axis=1)).to(x0.device, torch.float32)
+        table = angles.on(x0.device)
+        if recorded:
+            return _PerturbDirections.apply(x0, coefficients, table, stream, step)
         ops.rotation_perturb_(
             x0,
             coefficients,
-            angles.on(x0.device),
+            table,
             stream,
             step,
             u_t=u_t,
@@ -252,7 +265,8 @@ class Rotation(LinearBetaSchedule):
         """
         n, d = x0.shape
         width = torch.from_numpy(np.sqrt(B / steps)).to(x0.device, x0.dtype)[:, None]
-        norms, x, xi = x0.norm(dim=1, keepdim=True), x0, torch.empty(n, d, device=x0.device)
+        norms, x = x0.norm(dim=1, keepdim=True), x0
+        xi = torch.empty(n, d, dtype=torch.float32, device=x0.device)
         for k in range(steps):
             ops.fill_normal_(xi, stream, rng.Purpose.TRAINING_NOISE, step * steps + k)
             w = width * xi
@@ -276,6 +290,38 @@ class Rotation(LinearBetaSchedule):
         return torch.einsum("ijk,jlk->il", g, g) / 2
 
 
+class _PerturbDirections(torch.autograd.Function):
+    """``ops.rotation_perturb_`` with its gradient in u0, which is computed by the reference."""
+
+    @staticmethod
+    def forward(
+        u0: Tensor, coefficients: Tensor, table: Tensor, stream: Tensor, step: int
+    ) -> Tensor:
+        u_t = torch.empty_like(u0)
+        ops.rotation_perturb_(
+            u0, coefficients, table, stream, step, u_t=u_t, model_input=None, target=None
+        )
+        return u_t
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        u0, *ctx.arguments = inputs
+        ctx.save_for_backward(u0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (u0,), again = ctx.saved_tensors, torch.is_grad_enabled()
+        coefficients, table, stream, step = ctx.arguments
+        with torch.enable_grad():
+            u = u0.flatten(1)
+            u_t = torch.empty_like(u)
+            reference.rotation_perturb(u, coefficients, table, stream, step, u_t, None, None)
+            (gradient,) = torch.autograd.grad(
+                u_t, u0, gradients[0].reshape(u.shape), create_graph=again
+            )
+        return gradient, None, None, None, None
+
+
 def check_dense(d: int) -> None:
     """Raise ValueError where the d^3 numbers of the dense tensor would not fit."""
     if 4 * d**3 > DENSE_BYTES:
@@ -286,10 +332,11 @@ def check_dense(d: int) -> None:
 
 
 @functools.lru_cache(maxsize=4)
+@torch.inference_mode(mode=False)  # it is kept, and may be used in training later
 def _dense_generators(d: int, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return (d, d, d): G^k = [:, :, k], skew, of squared norm d in all, so that tr L = -d/2."""
     check_dense(d)
-    g, square = torch.empty(d, d, d, dtype=dtype), 0.0
+    g, square = torch.empty(d, d, d, dtype=dtype, device="cpu"), 0.0
     for i in range(d):  # slice by slice: the normals' own memory is many times theirs
         z = rng.normals(1, d * d, rng.stream(seed, i), rng.Purpose.PRIOR, 2**32 - 1, torch.float64)
         g[i] = z.view(d, d)
@@ -340,6 +387,7 @@ def check_directions(name: str, x: Tensor) -> None:
             f"{name} must have shape (n, ...) with n >= 1 and at least 2 features, got "
             f"{tuple(x.shape)}"
         )
+    x = x.detach()
     if not bool(torch.isfinite(x).all()):
         wrong = int((~torch.isfinite(x)).sum())
         raise ValueError(f"{name} must be finite, got NaN or infinity in {wrong} entries")

@@ -17,6 +17,7 @@ from fastmsgm.types import Array
 
 # The papers' truncation of t: score networks are trained at, and evaluated at, no earlier time.
 TIME_MIN = 1e-3
+B_LIMIT = 700.0  # beyond it e^-B leaves the float64 numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,8 @@ class LinearBetaSchedule:
         beta_max: Beta at t = 1, > 0.
 
     Raises:
-        ValueError: A beta that is not positive and finite.
+        ValueError: A beta that is not positive and finite, or an integrated beta beyond 700 at
+            t = 1.
     """
 
     beta_min: float = 0.1
@@ -37,6 +39,11 @@ class LinearBetaSchedule:
     def __post_init__(self) -> None:
         for name in ("beta_min", "beta_max"):
             object.__setattr__(self, name, positive(name, getattr(self, name)))
+        if self.B_max > B_LIMIT:
+            raise ValueError(
+                f"the integrated beta at t = 1 must be at most {B_LIMIT:g}, got {self.B_max:g}: "
+                "lower beta_max"
+            )
 
     @property
     def B_max(self) -> float:

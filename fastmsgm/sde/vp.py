@@ -76,7 +76,7 @@ class UnitNorms:
 
     def sample(self, n: int, stream: Tensor) -> Tensor:
         """Return (n,) ones."""
-        return torch.ones(n, device=stream.device)
+        return torch.ones(n, dtype=torch.float32, device=stream.device)
 
 
 class VPModel(SDEModel):
@@ -115,8 +115,8 @@ class VPModel(SDEModel):
         if not isinstance(process, VP):
             raise TypeError(f"process must be a VP, got {type(process).__name__}: give VP()")
         self.preconditioning = VPPreconditioning(process)
-        self.register_buffer("mean", mean)
-        self.register_buffer("scale", scale)
+        self.register_buffer("mean", mean.detach())
+        self.register_buffer("scale", scale.detach())
 
     @classmethod
     def for_data(
@@ -145,7 +145,7 @@ class VPModel(SDEModel):
         """
         moments = Moments()
         for x, _ in one_pass(data):
-            moments.update(x)
+            moments.update(x.detach())
         mean, scale = moments.mean[None].float(), moments.variance.sqrt()[None].float()
         if not bool((torch.isfinite(scale) & (scale > 0)).all()):
             raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fastmsgm.verification import merge, verify
+from fastmsgm.output.verification import merge, verify
 
 
 def add_verify(command: argparse.ArgumentParser) -> None:

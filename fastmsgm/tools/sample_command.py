@@ -16,7 +16,7 @@ from fastmsgm.checks import RESERVED, check_int
 from fastmsgm.data.items import as_float
 from fastmsgm.evaluation import plots
 from fastmsgm.families import solver_names
-from fastmsgm.output import DTYPES
+from fastmsgm.output.targets import DTYPES
 from fastmsgm.tools.arguments import (
     about,
     add_option,

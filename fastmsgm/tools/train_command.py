@@ -13,10 +13,10 @@ from tqdm.auto import tqdm
 
 import fastmsgm
 from fastmsgm import rng
-from fastmsgm.report import TrainStep
 from fastmsgm.tools.arguments import add_option, add_run_options
 from fastmsgm.tools.train_data import add_data_options, hold_out, read_samples
 from fastmsgm.tools.train_model import BUILDERS, add_model_options, family_options
+from fastmsgm.training.report import TrainStep
 
 OPTIMIZERS: dict[str, Any] = {
     "adam": None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import sys
 import zlib
@@ -28,6 +29,18 @@ def write(path: Path, array: np.ndarray[Any, Any]) -> Tensor:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(array).save(path)
     return torch.from_numpy(array).reshape(*array.shape[:2], -1).movedim(-1, 0)
+
+
+def png(width: int, height: int, bits: int, colour: int, rows: bytes) -> bytes:
+    """Return a PNG file with any header."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        crc = struct.pack(">I", zlib.crc32(kind + body))
+        return struct.pack(">I", len(body)) + kind + body + crc
+
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
 
 
 def test_images_come_in_the_order_of_their_paths(tmp_path: Path) -> None:
@@ -168,15 +181,8 @@ def test_images_of_more_than_8_bits_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("colour", [0, 2, 4, 6])  # PNG's number for grey, RGB, both with alpha
 def test_a_png_of_16_bits_a_channel_is_refused(colour: int, tmp_path: Path) -> None:
     """PIL opens them as if they had 8."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        crc = struct.pack(">I", zlib.crc32(kind + body))
-        return struct.pack(">I", len(body)) + kind + body + crc
-
-    header = struct.pack(">IIBBBBB", 2, 1, 16, colour, 0, 0, 0)
     row = bytes(1 + 2 * 2 * {0: 1, 2: 3, 4: 2, 6: 4}[colour])
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
-    (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    (tmp_path / "x.png").write_bytes(png(2, 1, 16, colour, row))
     with pytest.raises(ValueError, match=r"x\.png: .* 8 bits a channel, got more: convert it to 8"):
         image_folder(tmp_path)
 
@@ -220,4 +226,59 @@ def test_pillow_is_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     write(tmp_path / "x.png", pixels(0, 4, 5))
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(ImportError, match=r'pip install "fastmsgm\[images\]"'):
+        image_folder(tmp_path)
+
+
+@pytest.mark.parametrize("side", [60_000, 2**31 - 1])
+@pytest.mark.parametrize("size", [None, 8])
+def test_a_small_file_that_would_fill_the_memory_is_refused(
+    side: int, size: int | None, tmp_path: Path
+) -> None:
+    (tmp_path / "x.png").write_bytes(png(side, side, 8, 2, b""))
+    with pytest.raises(ValueError, match=r"x\.png: damaged or unreadable image .* pixels"):
+        image_folder(tmp_path, size)
+
+
+def test_the_limit_of_pixels_is_that_of_pillow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "x.png", pixels(0, 4, 5))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 19)
+    monkeypatch.setattr(Image, "_decompression_bomb_check", lambda _: None)
+    with pytest.raises(ValueError, match=r"x\.png: images must have at most 19 pixels, got 5 x 4"):
+        image_folder(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PCX", "SGI"])
+def test_what_is_another_kind_of_file_than_its_name_says_is_refused(
+    kind: str, tmp_path: Path
+) -> None:
+    """Pillow would read dozens of kinds, some by starting other programs."""
+    Image.fromarray(pixels(0, 4, 5)).save(tmp_path / "x.png", format=kind)
+    with pytest.raises(ValueError, match=r"x\.png: damaged or unreadable image .*identify"):
+        image_folder(tmp_path)
+
+
+def test_folders_may_be_deeper_than_pythons_stack(tmp_path: Path) -> None:
+    folders = [tmp_path]
+    for _ in range(1100):
+        folders.append(folders[-1] / "a")
+        os.mkdir(folders[-1])
+    found = folders[-1] / "x.png"
+    try:
+        written = write(found, pixels(0, 4, 5))
+        assert torch.equal(image_folder(tmp_path, channels=None)[0], written)
+    finally:
+        found.unlink()
+        for folder in reversed(folders[1:]):  # rmtree would need the stack
+            folder.rmdir()
+
+
+def test_a_lack_of_memory_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    write(tmp_path / "x.png", pixels(0, 4, 5))
+    monkeypatch.setattr(np, "empty", fail)
+    with pytest.raises(MemoryError, match=f"{tmp_path}: there is not enough memory"):
         image_folder(tmp_path)

@@ -64,3 +64,13 @@ def test_it_refuses(change: dict[str, Any], error: type[Exception], message: str
     arguments: dict[str, Any] = {"n": 10, "batch_size": 4, **change}
     with pytest.raises(error, match=message):
         DataOrder(**arguments)
+
+
+def test_a_batch_that_no_memory_holds_is_refused_at_once() -> None:
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        DataOrder(n=40, batch_size=2**40).batch(0)
+
+
+def test_a_batch_beyond_int64_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"batch_size must be below 2\^63, got 1000"):
+        DataOrder(n=40, batch_size=10**22)

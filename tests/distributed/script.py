@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 import fastmsgm
-from fastmsgm import nets, stream
+from fastmsgm import nets
 from fastmsgm.job import Job
+from fastmsgm.output import stream
 from tests.gbm.exact import log_normal_data
 
 DATA = log_normal_data(50)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastmsgm.verification import verify
+from fastmsgm.output.verification import verify
 from tests.distributed import script
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,7 +14,7 @@ import fastmsgm
 from fastmsgm import GBM, GBMModel, Rotation, RotationModel, ScoreModel
 from fastmsgm.evaluation import normality, plots
 from fastmsgm.nets import MLP, UNet
-from fastmsgm.trainer import TrainStep
+from fastmsgm.training.trainer import TrainStep
 
 matplotlib = pytest.importorskip("matplotlib")
 from matplotlib import pyplot  # noqa: E402

@@ -12,6 +12,11 @@ from tests.ops.backends import CPU, Backend
 from tests.ops.cases import Case, StepCase
 
 
+def opcheck(op: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    """Check what PyTorch's dispatcher, tracers and compiler need of an operation."""
+    torch.library.opcheck(getattr(torch.ops.fastmsgm, op.__name__).default, args, kwargs)
+
+
 def assert_bits_of_samples(case: Case, backend: Backend) -> None:
     """Assert that bits depend neither on threads nor on how samples are split over calls."""
     n = len(getattr(case, case.state))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -195,11 +198,51 @@ def test_a_family_without_a_module_does_not_fall_back_in_a_named_backend(
 
 
 @pytest.mark.usefixtures("fresh_imports", "one_family")
-def test_a_named_backend_without_a_cache_folder_says_so(
+def test_a_named_backend_whose_import_fails_in_another_way_says_so(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """numba raises RuntimeError where it finds no folder to cache in."""
-    (tmp_path / "one_family" / "ring.py").write_text("raise RuntimeError('no locator')\n")
+    (tmp_path / "one_family" / "ring.py").write_text("raise AttributeError('no types')\n")
     monkeypatch.setenv("FASTMSGM_BACKEND", "cpu")
-    with pytest.raises(ImportError, match=r"which FASTMSGM_BACKEND names, .* \(no locator\)"):
+    message = r"FASTMSGM_BACKEND names, .* \(AttributeError in .*ring\.py: no types\)"
+    with pytest.raises(ImportError, match=message):
         ops.ring_step_(**ring_arguments())
+
+
+# ---- numba that cannot be used ----
+
+STEP = """
+import torch
+from fastmsgm import ops
+w = torch.ones(1)
+for _ in range(2):
+    ops.egd_step_(w, torch.ones(1), torch.ones(1))
+print([ops.backend("cpu", family) for family in ("gbm", "optim")], w.item())
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        # numba imports this folder for the package of that name.
+        ({}, "AttributeError in .*: module 'coverage' has no attribute 'types'"),
+        ({"NUMBA_DISABLE_JIT": "1"}, "NUMBA_DISABLE_JIT is set"),
+    ],
+    ids=["coverage folder", "no JIT"],
+)
+def test_numba_that_cannot_be_used_falls_back_with_one_warning(
+    tmp_path: Path, environment: dict[str, str], reason: str
+) -> None:
+    if not environment:
+        (tmp_path / "coverage").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", STEP],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, **environment},
+    )
+    assert done.stdout.startswith("['reference', 'reference'] 0.1353352")
+    message = rf"the cpu kernels cannot be used \({reason}\): the plain reference runs instead"
+    (line,) = done.stderr.splitlines()
+    assert re.match(message, line)

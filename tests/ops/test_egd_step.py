@@ -12,7 +12,7 @@ from torch import Tensor
 from fastmsgm import ops, reference
 from tests.ops.backends import BACKENDS, CPU, KERNELS, REFERENCE, Backend
 from tests.ops.cases import assert_equal, assert_log_close
-from tests.ops.checks import assert_compiles
+from tests.ops.checks import assert_compiles, opcheck
 
 SIZES = (1, 3, 4, 5, 63, 1000, 4099)  # the last takes more than one program
 TINY, HUGE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
@@ -157,7 +157,7 @@ def arguments(*shape: int, **changes: Tensor) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("lr", [torch.tensor(0.3), torch.tensor([0.3]), torch.tensor([[0.3]])])
 def test_opcheck(lr: Tensor) -> None:
-    torch.library.opcheck(ops.egd_step_, (), arguments(6, 7, lr=lr))
+    opcheck(ops.egd_step_, **arguments(6, 7, lr=lr))
 
 
 def test_compile_fullgraph_equals_eager() -> None:

@@ -10,7 +10,7 @@ import torch
 from fastmsgm import ops, rng
 from tests.ops.backends import BACKENDS, TRITON, Backend, samples
 from tests.ops.cases import START
-from tests.ops.checks import transposed
+from tests.ops.checks import opcheck, transposed
 
 
 @pytest.mark.parametrize("d", [1, 3, 4, 63, 64, 130, 784, 1030])
@@ -41,7 +41,7 @@ def test_empty_batch(backend: Backend) -> None:
 
 
 def test_opcheck() -> None:
-    torch.library.opcheck(ops.fill_normal_, (torch.zeros(3, 5), rng.stream(1), 0, 2))
+    opcheck(ops.fill_normal_, torch.zeros(3, 5), rng.stream(1), 0, 2)
 
 
 @pytest.mark.parametrize("shape", [(4, 1), (4, 12), (4, 3, 4), (4, 2, 3, 2), (1, 2, 2, 3, 1)])

@@ -11,7 +11,7 @@ import torch
 from fastmsgm import ops
 from tests.ops.backends import BACKENDS, CPU, KERNELS, TRITON, Backend, samples
 from tests.ops.cases import DTYPES, START, gbm_perturb_case
-from tests.ops.checks import assert_any_shape, assert_bits_of_samples, transposed
+from tests.ops.checks import assert_any_shape, assert_bits_of_samples, opcheck, transposed
 
 DIMENSIONS = (1, 3, 4, 63, 64, 130, 784)
 # x_t, model_input and z, of which one at least is asked for
@@ -78,7 +78,7 @@ def arguments(shape: tuple[int, ...] | None = None, **changes: Any) -> dict[str,
 
 @pytest.mark.parametrize("absent", [(), ("x_t",), ("model_input", "z"), ("x_t", "z")])
 def test_opcheck(absent: tuple[str, ...]) -> None:
-    torch.library.opcheck(ops.gbm_perturb_, (), arguments(step=3, **dict.fromkeys(absent)))
+    opcheck(ops.gbm_perturb_, **arguments(step=3, **dict.fromkeys(absent)))
 
 
 @pytest.mark.parametrize("shape", [(4, 1), (4, 12), (4, 3, 4), (4, 2, 3, 2), (1, 2, 2, 3, 1)])

@@ -20,6 +20,7 @@ from tests.ops.checks import (
     assert_compiles,
     assert_same_in_place,
     assert_same_op_in_place,
+    opcheck,
     transposed,
 )
 
@@ -195,7 +196,7 @@ def arguments(shape: tuple[int, ...] | None = None, **changes: Any) -> dict[str,
 )
 @pytest.mark.parametrize("op", [ops.gbm_step_, ops.gbm_step])
 def test_opcheck(op: Any, changes: dict[str, Any]) -> None:
-    torch.library.opcheck(op, (), arguments(**changes))
+    opcheck(op, **arguments(**changes))
 
 
 def loop_in_place(

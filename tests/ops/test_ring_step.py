@@ -19,6 +19,7 @@ from tests.ops.checks import (
     assert_same_in_place,
     assert_same_op_in_place,
     directions,
+    opcheck,
 )
 
 DIMENSIONS = (2, 3, 4, 5, 6, 7, 8, 63, 64, 130, 784, 1024, 1030)
@@ -372,7 +373,7 @@ def arguments(**changes: Any) -> dict[str, Any]:
     [(ops.ring_step_, {}), (ops.ring_step, {"step_start": None, "model_input": None})],
 )
 def test_opcheck(op: Any, changes: dict[str, Any]) -> None:
-    torch.library.opcheck(op, (), arguments(**changes))
+    opcheck(op, **arguments(**changes))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,13 @@ from torch import Tensor
 from fastmsgm import ops, rng
 from tests.ops.backends import BACKENDS, CPU, KERNELS, REFERENCE, TRITON, Backend, samples
 from tests.ops.cases import DTYPES, START, rotation_perturb_case
-from tests.ops.checks import assert_any_shape, assert_bits_of_samples, directions, transposed
+from tests.ops.checks import (
+    assert_any_shape,
+    assert_bits_of_samples,
+    directions,
+    opcheck,
+    transposed,
+)
 
 DIMENSIONS = (2, 3, 4, 5, 63, 64, 130, 784, 1024)
 # u_t, model_input and target
@@ -122,7 +128,7 @@ def arguments(shape: tuple[int, ...] | None = None, **changes: Any) -> dict[str,
 
 @pytest.mark.parametrize("absent", [(), ("u_t",), ("model_input", "target"), ("u_t", "target")])
 def test_opcheck(absent: tuple[str, ...]) -> None:
-    torch.library.opcheck(ops.rotation_perturb_, (), arguments(step=3, **dict.fromkeys(absent)))
+    opcheck(ops.rotation_perturb_, **arguments(step=3, **dict.fromkeys(absent)))
 
 
 @pytest.mark.parametrize("shape", [(4, 12), (4, 3, 4), (1, 2, 2, 3, 1)])

@@ -30,6 +30,7 @@ from tests.ops.checks import (
     assert_same_in_place,
     assert_same_op_in_place,
     directions,
+    opcheck,
     transposed,
 )
 
@@ -414,7 +415,7 @@ def arguments(shape: tuple[int, ...] | None = None, **changes: Any) -> dict[str,
 )
 @pytest.mark.parametrize("op", [ops.rotation_step_, ops.rotation_step])
 def test_opcheck(op: Any, changes: dict[str, Any]) -> None:
-    torch.library.opcheck(op, (), arguments(**changes))
+    opcheck(op, **arguments(**changes))
 
 
 def loop(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -171,31 +172,68 @@ def test_the_next_process_reads_the_file(builds: list[int], tmp_path: Path) -> N
     assert builds == [5]
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "zeros", "shape"])
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "cut": lambda good: good[:-50],
+    "empty": lambda good: b"",
+    "bit of the last number": lambda good: good[:-4] + bytes([good[-4] ^ 1]) + good[-3:],
+    "header": lambda good: b"9" * 20 + good[20:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_file_is_built_anew(
-    builds: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+    builds: list[int], tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = angle_table(5)
     path = tmp_path / "cache" / "angle-table-v1-d5.safetensors"
-    good = path.read_bytes()
-    if damage == "shape":
-        monkeypatch.setattr(module, "_shape", lambda d: (17, 65))
-    else:
-        path.write_bytes({"cut": good[:-50], "empty": b"", "zeros": good[:-50] + bytes(50)}[damage])
+    path.write_bytes(DAMAGE[damage](path.read_bytes()))
     second = fresh(5)
     assert builds == [5, 5]
-    assert second.table.equal(first.table) == (damage != "shape")
+    assert second.table.equal(first.table)
     assert fresh(5).table.equal(second.table)
     assert builds == [5, 5]
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert message.startswith("building the angle table of d = 5, which takes seconds: ")
+    assert f"{str(path)!r} is damaged" in message
+
+
+def test_a_file_of_another_table_is_built_anew(
+    builds: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    angle_table(5)
+    monkeypatch.setattr(module, "_shape", lambda d: (17, 65))
+    second = fresh(5)
+    assert fresh(5).table.equal(second.table)
+    assert builds == [5, 5]
+    (record,) = caplog.records
+    assert "holds no angle table of d = 5" in record.getMessage()
+
+
+def test_a_table_stays_when_its_file_is_changed(builds: list[int], tmp_path: Path) -> None:
+    angle_table(5)
+    read = fresh(5)
+    before = read.table.clone()
+    path = tmp_path / "cache" / "angle-table-v1-d5.safetensors"
+    with open(path, "r+b") as file:  # the same file, where a new one would leave a mapping alone
+        file.write(bytes(path.stat().st_size))
+    assert read.table.equal(before)
+    assert builds == [5]
 
 
 def test_a_folder_that_cannot_be_written_is_no_error(
-    builds: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    builds: list[int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("FASTMSGM_CACHE", str(tmp_path / "file" / "folder"))
     assert fresh(5).table.equal(fresh(5).table)
     assert builds == [5, 5]
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first == second
+    assert first.startswith("cannot keep the angle table of d = 5: ")
 
 
 # ---- errors ----

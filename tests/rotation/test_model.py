@@ -150,8 +150,8 @@ def train(model: RotationModel, x: Tensor, **options: Any) -> RotationModel:
 def test_a_stopped_run_goes_on_exactly(
     process: Rotation, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastmsgm.trainer.FLUSH_EVERY", 3)
-    monkeypatch.setattr("fastmsgm.trainer.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("fastmsgm.training.trainer.FLUSH_EVERY", 3)
+    monkeypatch.setattr("fastmsgm.training.trainer.CHECKPOINT_SECONDS", 0.0)
     whole = train(vectors(process, **options), heavy_tails(), out=tmp_path / "whole")
     loss = type(vectors(process, **options).default_loss)
     original = loss.__call__

@@ -769,7 +769,7 @@ def test_the_levels_of_the_network_depend_on_the_images(
         ({"validation": "v.npy", "labels": "{classes}"}, "--validation must be a share"),
         ({"batch_size": 0}, "--batch-size must be at least 1"),
         ({"accumulate": 0}, "--accumulate must be at least 1"),
-        ({"steps": 0}, "--steps must be at least 1"),
+        ({"steps": 0}, "--steps must be in 1 .. 2147483648"),
         ({"every": 0}, "--every must be at least 1"),
         ({"warmup": -1}, "--warmup must be at least 0"),
         ({"lr": 0}, "--lr must be a positive number"),

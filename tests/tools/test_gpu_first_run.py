@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -37,7 +39,7 @@ def test_a_difference_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_first_run, "DIMENSIONS", (4,))
     calls = iter(range(1000))
 
-    def spoilt(out: torch.Tensor, *args: object, **kwargs: object) -> None:
+    def spoilt(out: torch.Tensor, *args: Any, **kwargs: Any) -> None:
         original(out, *args, **kwargs)
         if next(calls) % 2:
             out[1, 2] += 0.1

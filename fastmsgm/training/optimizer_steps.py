@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fastmsgm.data.batches import Batches
 from fastmsgm.loss import Loss
 from fastmsgm.processes import Processes
-from fastmsgm.validation import loss_arguments
+from fastmsgm.training.validation import loss_arguments
 from fastmsgm.wrappers import is_sharded, unwrap
 
 

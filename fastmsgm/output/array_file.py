@@ -46,8 +46,8 @@ class ArrayFile:
         self.manifest, self.journals = Path(f"{path}.json"), self.partial
         self._n, self._shape, self._dtype = n, shape, np.dtype(dtype)
         self._zipped = path.suffix == ".npz"
-        last = self._zipped and len(shape) == 3
-        self._stored = (*shape[1:], shape[0]) if last else shape
+        self._channels_last = self._zipped and len(shape) == 3
+        self._stored = (*shape[1:], shape[0]) if self._channels_last else shape
         self._row = math.prod(shape) * self._dtype.itemsize
         self._info = zipfile.ZipInfo("arr_0.npy")
         self._info.header_offset, self._info.CRC = 0, 0  # the checksum is known at the end
@@ -82,9 +82,12 @@ class ArrayFile:
         self.partial.touch()
         self._file = open(self.partial, "r+b", buffering=0)  # noqa: SIM115 - written until close
         weakref.finalize(self, self._file.close)  # where the run is given up without a word
-        if self._file.seek(0, os.SEEK_END) != end:
+        size = self._file.seek(0, os.SEEK_END)
+        if size != end:
             self._file.truncate(end)
-        if hasattr(os, "posix_fallocate"):  # so that a disk that fills up is noticed now
+        # So that a disk that fills up is noticed now. Not where another process may be writing:
+        # for file systems that cannot reserve, glibc writes a zero into every block.
+        if (size != end or there < end) and hasattr(os, "posix_fallocate"):
             os.posix_fallocate(self._file.fileno(), 0, end)
         self._put(self._start, self._header)
 
@@ -105,7 +108,7 @@ class ArrayFile:
         Raises:
             OSError: They cannot be written.
         """
-        if self._stored != self._shape:
+        if self._channels_last:
             samples = samples.movedim(1, -1)
         data = samples.cpu().contiguous().numpy().reshape(-1).view(np.uint8).data
         self._put(self._offset + rows.start * self._row, data)
@@ -126,12 +129,14 @@ class ArrayFile:
                 left -= len(block)
         return found.hexdigest()
 
-    def whole(self) -> bool:
-        """Whether the finished file has its header and its length."""
+    def frame(self) -> str:
+        """Return the SHA-256 of what is before and after the array in the finished file."""
         with open(self.path, "rb") as file:
-            file.seek(self._start)
-            good = file.read(len(self._header)) == self._header
-            return good and file.seek(0, os.SEEK_END) >= self._offset + self._n * self._row
+            found = hashlib.sha256(file.read(self._offset))
+            file.seek(self._offset + self._n * self._row)
+            while block := file.read(BLOCK):
+                found.update(block)
+        return found.hexdigest()
 
     def sync(self) -> None:
         """Wait until what was written is on the disk."""
@@ -167,7 +172,7 @@ class ArrayFile:
         # Copy on write: torch has no read-only tensors.
         array = np.memmap(path, self._dtype, "c", self._offset, (count, *self._stored))
         tensor = torch.from_numpy(array)
-        return tensor if self._stored == self._shape else tensor.movedim(-1, 1)
+        return tensor.movedim(-1, 1) if self._channels_last else tensor
 
     def _npy_header(self) -> bytes:
         header = io.BytesIO()

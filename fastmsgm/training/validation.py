@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from fastmsgm.loss import EVALUATION, Loss
-from fastmsgm.model import ScoreModel, evaluation
+from fastmsgm.model import ScoreModel
+from fastmsgm.modes import evaluation
 
 
 def validation_loss(

@@ -55,6 +55,8 @@ class Pictures:
             OSError: It cannot be made.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        for path in self.path.glob("*.png.partial"):  # of a killed run
+            path.unlink()
         others = sum(not self._is_own(path) for path in self.path.glob("*.png"))
         if others:
             _log.warning(
@@ -97,9 +99,10 @@ class Pictures:
             found.update(path.read_bytes() if path.exists() else b"")
         return found.hexdigest()
 
-    def whole(self) -> bool:
-        """Whether all pictures are there."""
-        return all(path.exists() for path in self._paths(slice(0, self._n)))
+    def frame(self) -> str:
+        """Return nothing where all pictures are there."""
+        missing = sum(not path.exists() for path in self._paths(slice(0, self._n)))
+        return f"{missing} missing" if missing else ""
 
     def sync(self) -> None:
         """Files are not waited for: their checksums show what a power cut took."""
@@ -108,7 +111,10 @@ class Pictures:
         """All samples are there."""
 
     def discard(self) -> None:
-        """Nothing was written."""
+        """Remove the pictures of a run without a finished chunk."""
+        for path in self.path.glob("*.png*"):
+            if self._is_own(path.with_suffix("") if path.suffix == ".partial" else path):
+                path.unlink()
 
     def close(self) -> None:
         """Files are closed one by one."""

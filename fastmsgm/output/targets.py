@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastmsgm.array_file import ArrayFile
-from fastmsgm.chunks import Chunks
-from fastmsgm.pictures import Pictures
+from fastmsgm.output.array_file import ArrayFile
+from fastmsgm.output.chunks import Chunks
+from fastmsgm.output.found import Store
+from fastmsgm.output.pictures import Pictures
+from fastmsgm.output.stream import Stream
 from fastmsgm.processes import Processes
-from fastmsgm.stream import Store, Stream
 
 DTYPES = {"float32": torch.float32, "uint8": torch.uint8}
 
@@ -224,6 +225,8 @@ def _tensor(out: Tensor | np.ndarray, shape: tuple[int, ...], dtype: str) -> Ten
             "out must be writable, got a read-only array: open a memmap with mode 'r+'"
         )
     tensor = torch.from_numpy(out) if isinstance(out, np.ndarray) else out
+    if tensor.requires_grad:
+        raise ValueError("out must not require a gradient, got one that does: give out.detach()")
     if tuple(tensor.shape) != shape or tensor.dtype != DTYPES[dtype]:
         other = next(name for name in DTYPES if name != dtype)
         hint = f': dtype="{other}" fills it' if tensor.dtype == DTYPES[other] else ""

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from fastmsgm import stream
-from fastmsgm.array_file import ArrayFile
-from fastmsgm.chunks import Chunks
-from fastmsgm.journal import Journal
-from fastmsgm.pictures import Pictures
-from fastmsgm.stream import Store
+from fastmsgm.output import found
+from fastmsgm.output.array_file import ArrayFile
+from fastmsgm.output.chunks import Chunks
+from fastmsgm.output.found import Store
+from fastmsgm.output.journal import Journal
+from fastmsgm.output.pictures import Pictures
 from fastmsgm.tensors import DamagedFileError
 
 
@@ -33,24 +33,26 @@ def verify(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     manifest = Path(f"{path}.json") if path.suffix else path / "samples.json"
-    partial = stream.journals_beside(path)
+    partial = found.journals_beside(path)
     if not manifest.exists() and partial:
         raise ValueError(
             f"{str(path)!r} is not finished: run the same command again, or, where all parts of it "
             "are done, fastmsgm merge"
         )
-    found = Journal.read(manifest)
-    store, chunks = _opened(path, found.settings, manifest)
+    journal = Journal.read(manifest)
+    store, chunks = _opened(path, journal.settings, manifest)
     if not path.exists():
         raise FileNotFoundError(f"{str(path)!r}, which {manifest.name} describes, is missing")
-    if set(found.chunks) != set(range(len(chunks))):
-        raise DamagedFileError(f"{str(manifest)!r} has {len(found.chunks)} of {len(chunks)} chunks")
-    whole = store.whole()
+    if set(journal.chunks) != set(range(len(chunks))):
+        raise DamagedFileError(
+            f"{str(manifest)!r} has {len(journal.chunks)} of {len(chunks)} chunks"
+        )
+    whole = store.frame() == journal.frame
     rows = map(chunks.rows, range(len(chunks)))
     damaged = [
         f"{chunks.start + part.start} .. {chunks.start + part.stop - 1}"
         for chunk, part in enumerate(rows)
-        if store.checksum(part) != found.chunks[chunk]
+        if store.checksum(part) != journal.chunks[chunk]
     ]
     if damaged or not whole:
         shown = ", ".join(damaged[:8]) + (", ..." if len(damaged) > 8 else "")
@@ -58,7 +60,7 @@ def verify(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise DamagedFileError(
             f"{str(path)!r} is damaged ({what}): remove it and {manifest.name}, and sample again"
         )
-    return found.settings
+    return journal.settings
 
 
 def merge(path: str | os.PathLike[str]) -> Tensor:
@@ -77,12 +79,18 @@ def merge(path: str | os.PathLike[str]) -> Tensor:
         RuntimeError: Chunks are missing.
     """
     path = Path(path)
-    journals = stream.journals_beside(path)
+    journals = found.journals_beside(path)
     if not journals:
         raise FileNotFoundError(f"{str(path)!r} has no parts: sample them first, with shard")
     settings = Journal.read(journals[0]).settings
     store, chunks = _opened(path, settings, journals[0])
-    return stream.merge(store, chunks, settings)
+    if not found.is_finished(store, settings):
+        there = found.read_journals(store, found.journal_paths(store), settings) or {}
+        sound = found.sound_chunks(store, chunks, there)
+        if len(sound) < len(chunks):
+            raise RuntimeError(found.missing(store, chunks, sound))
+        found.complete(store, chunks)
+    return store.tensor(chunks.n)
 
 
 def _opened(path: Path, settings: dict[str, Any], described: Path) -> tuple[Store, Chunks]:
@@ -91,7 +99,9 @@ def _opened(path: Path, settings: dict[str, Any], described: Path) -> tuple[Stor
         n, start = settings["n"], settings["start"]
         chunks = Chunks(start, n, settings["batch_size"], settings["first"])
         numbers = (n, start, chunks.size, chunks.first, *settings["shape"])
-        if any(type(number) is not int or number < 0 for number in numbers) or chunks.size < 1:
+        if not all(type(number) is int and 0 <= number < 2**62 for number in numbers):
+            raise ValueError("numbers out of range")
+        if not n or not chunks.size or not chunks.first <= start:
             raise ValueError("numbers out of range")
         shape = tuple(settings["shape"])
         if path.suffix:

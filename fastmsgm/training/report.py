@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from fastmsgm.model import ScoreModel
-from fastmsgm.validation import loss_arguments
+from fastmsgm.training.validation import loss_arguments
 
 GRID = 16  # images that TensorBoard gets
 

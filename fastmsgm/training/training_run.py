@@ -22,10 +22,10 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from fastmsgm.checkpoint import UNSUITABLE, WEIGHTS
-from fastmsgm.ema import EMA
 from fastmsgm.files import remove_leftovers, write_atomically
 from fastmsgm.model import ScoreModel
 from fastmsgm.tensors import load_tensors, save_tensors
+from fastmsgm.training.ema import EMA
 from fastmsgm.wrappers import plain_state_dict, unwrap
 
 STATE, PREVIOUS = "training.safetensors", "training.previous.safetensors"
@@ -41,6 +41,7 @@ def locked(out: Path | None) -> Iterator[None]:
 
     Raises:
         ValueError: It is in use, is no folder or cannot be written, or holds a model alone.
+        OSError: The disk is full or fails.
     """
     if out is None:
         yield
@@ -53,7 +54,7 @@ def locked(out: Path | None) -> Iterator[None]:
         raise ValueError(
             f"out={str(out)!r} is in use by another training run: wait for it, or use a new folder"
         ) from error
-    except (OSError, NotImplementedError) as error:
+    except (FileExistsError, NotADirectoryError, PermissionError, NotImplementedError) as error:
         raise ValueError(
             f"out must be a folder that can be written, got {str(out)!r} ({error}): give another"
         ) from error

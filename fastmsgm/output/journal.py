@@ -27,10 +27,12 @@ class Journal:
     Args:
         settings: What makes the samples what they are, and the environment they were made in.
         chunks: SHA-256 of every finished chunk's bytes, by its number.
+        frame: SHA-256 of what is around the samples in a finished file.
     """
 
     settings: dict[str, Any]
     chunks: dict[int, str] = field(default_factory=dict)
+    frame: str = ""
 
     def write(self, path: Path) -> None:
         """Replace the file of the journal.
@@ -44,7 +46,7 @@ class Journal:
 
     def _content(self) -> dict[str, Any]:
         chunks = {str(chunk): self.chunks[chunk] for chunk in sorted(self.chunks)}
-        return {**self.settings, "chunks": chunks}
+        return {**self.settings, "frame": self.frame, "chunks": chunks}
 
     @classmethod
     def read(cls, path: Path) -> Journal:
@@ -61,12 +63,13 @@ class Journal:
             stated = content.pop("sha256")
             good = stated == _checksum(content)
             chunks = {int(chunk): str(found) for chunk, found in content.pop("chunks").items()}
+            frame = content.pop("frame")
         # Whatever damaged text makes the parser raise.
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise _damaged(path, repr(error)) from error
         if not good:
             raise _damaged(path, "its checksum is wrong")
-        return cls(content, chunks)
+        return cls(content, chunks, frame)
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[str, str]:

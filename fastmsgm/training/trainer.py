@@ -29,17 +29,18 @@ from fastmsgm.loss import Loss, check_range
 from fastmsgm.model import Model, ScoreModel, check_bare_model
 from fastmsgm.names import name_of
 from fastmsgm.processes import joined
-from fastmsgm.report import Report, TrainStep, reporting
-from fastmsgm.run_settings import lr_schedule, make_optimizer, optimizer_settings, run_settings
 from fastmsgm.sampling import sample
-from fastmsgm.stop import stop_requests
-from fastmsgm.train_step import OptimizerSteps
-from fastmsgm.training_run import TrainingRun, locked
-from fastmsgm.validation import validation_loss
+from fastmsgm.training.optimizer_steps import OptimizerSteps
+from fastmsgm.training.report import Report, TrainStep, reporting
+from fastmsgm.training.settings import lr_schedule, make_optimizer, optimizer_settings, run_settings
+from fastmsgm.training.stop import stop_requests
+from fastmsgm.training.training_run import TrainingRun, locked
+from fastmsgm.training.validation import validation_loss
 from fastmsgm.wrappers import unwrap
 
 CHECKPOINT_SECONDS = 180.0
 FLUSH_EVERY = 50  # steps between two reads of the loss, each of which waits for the device
+STEPS = 2**31  # at most: the noise counter keeps those from 2^31 on for evaluation
 AGREE_EVERY = 10  # steps between two agreements of several processes to save or stop
 CHECKED_AT_ONCE = 2**21  # numbers of the data that are checked together
 _log = logging.getLogger("fastmsgm")
@@ -154,7 +155,7 @@ def fit(
         precision in ("fp32", "bf16"),
         "fp32 or bf16, since fp16 gradients underflow",
     )
-    steps, accumulate = check_int("steps", steps, 1), check_int("accumulate", accumulate, 1)
+    steps, accumulate = check_int("steps", steps, 1, STEPS), check_int("accumulate", accumulate, 1)
     warmup, every = check_int("warmup", warmup, 0), check_int("every", every, 1)
     lr_of = lr_schedule(lr, steps, warmup)
     _check("clip", clip, clip == math.inf or (is_number(clip) and clip > 0), "positive")

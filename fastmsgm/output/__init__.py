@@ -1,0 +1,1 @@
+"""Where samples go: memory, files and folders; what is finished, resumed and verified."""

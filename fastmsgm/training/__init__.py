@@ -1,0 +1,1 @@
+"""fit: the training loop, its checkpoints and reports."""
