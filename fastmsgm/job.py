@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fastmsgm import ops, rng
+from fastmsgm.batch_size import default_batch_size
 from fastmsgm.checkpoint import load
 from fastmsgm.checks import check_int
 from fastmsgm.condition import Conditions
@@ -31,14 +32,13 @@ from fastmsgm.function import function_model
 from fastmsgm.habits import check_guidance, drawn_seed, refuse_unknown
 from fastmsgm.loop import Loop
 from fastmsgm.model import ScoreModel, is_model
-from fastmsgm.modes import evaluation, outside_autocast
+from fastmsgm.modes import outside_autocast
 from fastmsgm.output.chunks import Chunks
 from fastmsgm.solver import Plan, Solver
 from fastmsgm.solvers import resolve
 from fastmsgm.step import NonFiniteError, Step
 from fastmsgm.wrappers import unwrap
 
-PROBE = 4  # samples whose memory is measured on CUDA
 _log = logging.getLogger("fastmsgm")
 
 
@@ -254,7 +254,8 @@ def check_job(
                 n,
             )
         return replace(job, first=start - start % size)
-    chunks = math.ceil(n / default_batch_size(job))
+    loop = replace(job, compiled=False).loop
+    chunks = math.ceil(n / default_batch_size(model.shape, n, model.device, loop))
     return replace(job, size=math.ceil(n / chunks))
 
 
@@ -273,33 +274,6 @@ def plan_of(model: ScoreModel, solver: Solver, steps: int | None) -> Plan:
     """Return a solver's plan; steps None takes the solver's default."""
     steps = solver.default_steps if steps is None else check_int("steps", steps, 1)
     return solver.plan(model.preconditioning, steps)
-
-
-def default_batch_size(job: Job) -> int:
-    """Return the largest chunk of a job whose user gave none.
-
-    The power of two nearest 2^16 / d, between 64 and 8192. On CUDA 16 times that, but no more than
-    half of the free memory holds, as measured on a few samples.
-    """
-    model = job.model
-    exponent = round(math.log2(2**16 / math.prod(model.shape)))
-    size = min(max(2**exponent, 64), 8192)
-    if model.device.type != "cuda" or job.n <= PROBE:
-        return size
-    free, _ = torch.cuda.mem_get_info(model.device)
-    return max(1, min(16 * size, free // 2 // bytes_per_sample(job)))
-
-
-def bytes_per_sample(job: Job) -> int:
-    """Measure the memory of a sample on CUDA: its state and one step with its network call."""
-    device = job.model.device
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    loop = replace(job, compiled=False).loop(PROBE)
-    loop.start(rng.stream(0, 0, device), {})
-    with evaluation(job.model):
-        loop.step(0)
-    return max(1, (torch.cuda.max_memory_allocated(device) - before) // PROBE)
 
 
 def check_model(model: Any) -> ScoreModel:

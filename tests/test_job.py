@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fastmsgm
-from fastmsgm import GBM, GBMModel, Loss, job
+from fastmsgm import GBM, GBMModel, Loss, batch_size, job
 from fastmsgm.habits import HINTS
 from fastmsgm.nets import MLP
 
@@ -71,13 +70,13 @@ def test_arguments_of_functions_are_refused_beside_a_model() -> None:
 # ---- chunks ----
 
 
-def job_of(shape: tuple[int, ...], n: int, device: str) -> Any:
-    model = SimpleNamespace(shape=shape, device=torch.device(device))
-    return SimpleNamespace(model=model, n=n)
+def size_of(shape: tuple[int, ...], n: int, device: str) -> int:
+    loop: Any = None
+    return batch_size.default_batch_size(shape, n, torch.device(device), loop)
 
 
 def test_chunks_of_a_cpu_depend_on_the_features() -> None:
-    sizes = [job.default_batch_size(job_of((d,), 10**6, "cpu")) for d in (2, 64, 784, 10**6)]
+    sizes = [size_of((d,), 10**6, "cpu") for d in (2, 64, 784, 10**6)]
     assert sizes == [8192, 1024, 64, 64]
 
 
@@ -86,8 +85,8 @@ def test_chunks_on_cuda_fit_into_half_of_the_free_memory(
     monkeypatch: pytest.MonkeyPatch, bytes_per_sample: int, size: int
 ) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**11, 10**12))
-    monkeypatch.setattr(job, "bytes_per_sample", lambda job: bytes_per_sample)
-    assert job.default_batch_size(job_of((3, 256, 256), 64, "cuda")) == size
+    monkeypatch.setattr(batch_size, "bytes_per_sample", lambda device, loop: bytes_per_sample)
+    assert size_of((3, 256, 256), 64, "cuda") == size
 
 
 def test_memory_is_measured_on_a_few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,8 +120,8 @@ def test_memory_is_measured_on_a_few_samples(monkeypatch: pytest.MonkeyPatch) ->
         function={},
         unknown={},
     )
-    assert job.bytes_per_sample(checked) == 2_000
-    assert seen == [job.PROBE]
+    assert batch_size.bytes_per_sample(model.device, checked.loop) == 2_000
+    assert seen == [batch_size.PROBE]
 
 
 @pytest.mark.parametrize(("n", "sizes"), [(1, [1]), (100, [100]), (9_000, [4_500, 4_500])])

@@ -296,6 +296,13 @@ def test_a_run_does_not_take_over_a_part_that_is_at_work(tmp_path: Path) -> None
     whole.target.stopped()
 
 
+def test_a_part_does_not_start_beside_a_whole_run(tmp_path: Path) -> None:
+    whole = opened(tmp_path / "x.npy")
+    with pytest.raises(ValueError, match="is in use by another run: wait for it"):
+        opened(tmp_path / "x.npy", shard=(0, 2))
+    whole.target.stopped()
+
+
 def test_a_file_keeps_its_batch_size(tmp_path: Path) -> None:
     """Another one makes other samples; without one, that of the file is taken."""
     out = tmp_path / "x.npy"

@@ -146,8 +146,9 @@ class Stream:
                 self._close()
                 return True, set()
             paths = journal_paths(store)
-            for path in paths:
-                if self._shard is None and path != self._path:  # a part that may be at work
+            for path in paths:  # of runs that may be at work; parts of one run work side by side
+                whole = path == journal_path(store, None)
+                if path != self._path and (self._shard is None or whole):
                     lock = FileLock(path.with_suffix(".lock"))
                     _acquire(lock, store)
                     lock.release()
