@@ -73,7 +73,8 @@ def load(
         config: dict[str, Any] = json.loads(metadata["config"])
         _tell_of_edits(path, config)
         _check_version(config.get("format_version"))
-        model = _build(config, weights, net)
+        with torch.inference_mode(False):
+            model = _build(config, weights, net)
     except UNSUITABLE as error:
         raise ValueError(
             f"model: the checkpoint in {path} is damaged or another network's ({_text(error)}): "

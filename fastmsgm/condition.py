@@ -18,6 +18,7 @@ from fastmsgm.checks import (
     check_mapping,
 )
 from fastmsgm.model import ScoreModel
+from fastmsgm.tensors import raw_bytes
 
 
 def checked_condition(
@@ -145,7 +146,7 @@ class Conditions:
 
 def checksum(values: Tensor) -> str:
     """Return the CRC-32 of a tensor's bytes, to tell two tensors apart."""
-    return f"crc32 {zlib.crc32(values.detach().cpu().contiguous().numpy().tobytes()):08x}"
+    return f"crc32 {zlib.crc32(raw_bytes(values)):08x}"
 
 
 def _labels(model: ScoreModel, label: Any, n: int) -> Tensor:

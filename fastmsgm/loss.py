@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, distributed, nn
@@ -18,7 +19,8 @@ from fastmsgm.checks import check_int, check_tensor, is_number
 from fastmsgm.condition import checked_condition, drop_some, dropped
 from fastmsgm.data.items import as_float
 from fastmsgm.model import ScoreModel, check_bare_model, check_float32
-from fastmsgm.modes import evaluation, outside_autocast
+from fastmsgm.modes import evaluation, outside_autocast, trained
+from fastmsgm.wrappers import unwrap
 
 EVALUATION = 2**31  # first step of the noise counter for calls in evaluation mode
 REDUCTIONS = ("mean", "none")
@@ -127,7 +129,9 @@ class Loss(nn.Module):
             if not self.null_checked:
                 self._check_null(states[:2], given, stream, step)
             given = drop_some(given, self.model.classes, self.drop, stream, step)
-        losses = self.loss(self.model, states, stream, step, **given)
+        alone = self.training and not torch.compiler.is_compiling()
+        with trained(unwrap(self.model.net)) if alone else nullcontext():
+            losses = self.loss(self.model, states, stream, step, **given)
         return losses.mean() if reduction == "mean" else losses
 
     def _states(self, data: Tensor) -> Tensor:

@@ -239,8 +239,9 @@ class ScoreModel(nn.Module, ABC):
             dtypes = {p.dtype for p in net.parameters() if p.is_floating_point()} - {x.dtype}
             if dtypes and not torch.is_autocast_enabled(x.device.type):
                 raise TypeError(
-                    f"net must have parameters in {x.dtype}, got {dtypes.pop()}: convert it with "
-                    '.float(); precision="bf16" lets it compute in half precision'
+                    f"net failed ({error}), with parameters in {dtypes.pop()} and an input in "
+                    f"{x.dtype}: convert it with .float(), where it does not convert its input; "
+                    'precision="bf16" lets it compute in half precision'
                 ) from error
             given = {"x": x, "c_noise": c_noise, **condition}
             shapes = ", ".join(f"{k} {tuple(v.shape)} {v.dtype}" for k, v in given.items())
@@ -272,7 +273,7 @@ class ScoreModel(nn.Module, ABC):
         )
 
     def train(self: Model, mode: bool = True) -> Model:
-        """Set the mode, as of any module; during an evaluation by another thread, at its end."""
+        """Set the mode, as of any module; during an evaluation, at its end."""
         once_released(self, lambda: super(ScoreModel, self).train(mode))
         return self
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -24,18 +24,19 @@ class _Held:
     Args:
         module: The module.
         training: Its mode afterwards.
-        users: How many evaluations it is part of.
+        threads: Those of the evaluations that it is part of.
         disturbed: Whether it was put into training mode meanwhile.
     """
 
     module: nn.Module
     training: bool
-    users: int = 0
+    threads: list[int] = field(default_factory=list)
     disturbed: bool = False
 
 
-_lock = threading.RLock()
+_lock = threading.Condition(threading.RLock())
 _held: dict[int, _Held] = {}  # by id of the module
+_trained: list[tuple[int, int]] = []  # thread, and id of the network that it trains
 _postponed: list[tuple[nn.Module, Callable[[], object]]] = []
 
 
@@ -46,9 +47,11 @@ def evaluation(model: nn.Module | Sequence[nn.Module]) -> Iterator[None]:
     Args:
         model: A module with all of its parts; or modules, each of them alone.
 
+    A module may set the modes of its parts when it is called, as dropout at sampling does.
+
     Raises:
-        RuntimeError: Another thread put one of them into training mode meanwhile, so that results
-            may be wrong.
+        RuntimeError: Another thread put the model or its network into training mode meanwhile, so
+            that results may be wrong.
     """
     modules = list(model.modules()) if isinstance(model, nn.Module) else model
     _hold(modules)
@@ -60,10 +63,30 @@ def evaluation(model: nn.Module | Sequence[nn.Module]) -> Iterator[None]:
         disturbed = _release(modules)
     if disturbed:
         raise RuntimeError(
-            "the network was put into training mode by another thread during its evaluation: call "
-            "train() of the model, which waits, instead of the network's, or give every thread a "
+            "the network was put into training mode during its evaluation: call train() of the "
+            "model instead of the network's, which takes effect afterwards, or give every thread a "
             "model of its own, copy.deepcopy(model)"
         )
+
+
+@contextmanager
+def trained(net: nn.Module) -> Iterator[None]:
+    """Call a network for training: not while another thread evaluates it, which waits in turn.
+
+    Args:
+        net: The network, without wrappers.
+    """
+    entry = (threading.get_ident(), id(net))
+    with _lock:
+        while _is_held(net, by_others=True):
+            _lock.wait()
+        _trained.append(entry)
+    try:
+        yield
+    finally:
+        with _lock:
+            _trained.remove(entry)
+            _lock.notify_all()
 
 
 def outside_autocast(device: torch.device) -> AbstractContextManager[object]:
@@ -87,40 +110,51 @@ def once_released(model: nn.Module, change: Callable[[], object]) -> None:
 
 
 def _hold(modules: Sequence[nn.Module]) -> None:
+    thread = threading.get_ident()
     with _lock:
+        if _trained:
+            ids = set(map(id, modules))
+            while any(t != thread and net in ids for t, net in _trained):
+                _lock.wait()
         parts = []
         for module in modules:
             held = _held.get(id(module))
             if held is None:
                 held = _held[id(module)] = _Held(module, module.training)
-            held.users += 1
+            held.threads.append(thread)
             parts.append(held)
         for held in parts:
             if held.module.training:
-                held.disturbed |= held.users > 1
+                held.disturbed |= len(held.threads) > 1
                 held.module.training = False
 
 
 def _release(modules: Sequence[nn.Module]) -> bool:
-    """Release modules; return whether one was put into training mode."""
+    """Release modules; return whether the model or its network was put into training mode."""
     with _lock:
         parts = [_held[id(module)] for module in modules]
+        top = [modules[0], *modules[0].children()]
         for held in parts:  # all before the first gets its mode back, which may be another's too
-            held.users -= 1
-            held.disturbed |= held.module.training
+            held.threads.remove(threading.get_ident())
+            held.disturbed |= held.module.training and any(held.module is m for m in top)
         for held in parts:
-            if held.users == 0:
+            if not held.threads:
                 del _held[id(held.module)]
-                if held.training or held.disturbed:
-                    held.module.training = True
+                held.module.training = held.training or held.disturbed
             elif held.module.training:
-                held.training, held.module.training = True, False
+                held.training, held.module.training = held.disturbed, False
         if _postponed:
             waiting, _postponed[:] = _postponed[:], []
             for model, change in waiting:
                 once_released(model, change)
+        _lock.notify_all()
     return any(held.disturbed for held in parts)
 
 
-def _is_held(model: nn.Module) -> bool:
-    return bool(_held) and any(id(module) in _held for module in model.modules())
+def _is_held(model: nn.Module, by_others: bool = False) -> bool:
+    """Whether a part of a module is being evaluated, by any thread or by another than this."""
+    if not _held:
+        return False
+    thread = threading.get_ident()
+    held = (_held.get(id(module)) for module in model.modules())
+    return any(h and (not by_others or any(t != thread for t in h.threads)) for h in held)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -59,6 +59,27 @@ class Processes:
         if error is not None:
             raise error
         return result
+
+    def check_same(self, settings: dict[str, Any]) -> None:
+        """Raise ValueError in all processes where one was given other settings than rank 0."""
+        if self.size == 1:
+            return
+        first = self.agree(settings)
+        names = [name for name in {**first, **settings} if first.get(name) != settings.get(name)]
+        if self.any(bool(names))[0]:
+            differs = f"here in {', '.join(names)}" if names else "in another process"
+            raise ValueError(
+                f"all {self.size} processes must be given the same arguments, and differ {differs} "
+                "from rank 0: give them the same seed, model, data and folder"
+            )
+
+    def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite tensors by those of rank 0."""
+        if self.size > 1:
+            for tensor in tensors:
+                value = tensor.to(self.device, copy=True)
+                distributed.broadcast(value, src=0)
+                tensor.copy_(value)
 
     def any(self, *flags: bool) -> list[bool]:
         """Return for each flag whether it is set in any process."""

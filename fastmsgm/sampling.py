@@ -92,7 +92,8 @@ def sample(
             Space is reserved before the first chunk. Until all samples are there a file is called
             ``<out>.partial``; a ``.json`` beside it then says how it was made, with the checksum
             of every chunk. The same call resumes a run that was stopped or killed; a file of other
-            samples is never overwritten. None allocates a tensor on the device.
+            samples is never overwritten. A plain function is told from another by its name, its
+            code and the numbers and tensors that it holds. None allocates a tensor on the device.
         dtype: "float32", or "uint8" for 0 .. 255 over the model's ``bounds``.
         shard: "i/K" computes part i = 0 .. K - 1 of the chunks of a file or folder, where K jobs
             are started one by one, as in a Slurm array; ``fastmsgm merge`` completes it.
@@ -168,6 +169,11 @@ def sample(
         },
         unknown=unknown,
     )
+    if shard is not None and distributed:
+        raise ValueError(
+            f"shard must be None where processes share a run, got {shard!r}: leave it out under "
+            "torchrun"
+        )
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     part = None if shard is None else check_shard(shard)

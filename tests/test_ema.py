@@ -30,8 +30,18 @@ class Buffers(nn.Module):
         self.register_buffer("scale", torch.tensor(0.1))
         self.register_buffer("mean", torch.zeros(3))
         self.register_buffer("flag", torch.tensor(True))
+        self.frozen = nn.Parameter(torch.full((3,), -torch.inf), requires_grad=False)
+        self.table = nn.Parameter(torch.arange(225), requires_grad=False)
+        self.calls = 0
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.calls)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.calls = int(state)
 
     def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        self.calls += self.training
         self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
         return self.linear(x)
 
@@ -48,7 +58,7 @@ def updated(steps: int, decay: float = DECAY) -> tuple[Buffers, Buffers]:
 
 def test_constant_buffers_stay_what_they_are() -> None:
     net, average = updated(50)
-    for name in ("mask", "index", "scale", "flag"):
+    for name in ("mask", "index", "scale", "flag", "frozen", "table"):
         value = getattr(net, name)
         assert getattr(average, name).dtype == value.dtype
         assert torch.equal(getattr(average, name), value), name
@@ -75,3 +85,4 @@ def test_a_trained_network_keeps_its_mask() -> None:
     fit(model, data, steps=4, batch_size=8, ema=DECAY, progress=False)
     assert torch.equal(model.net.mask, Buffers().mask)
     assert torch.equal(model.net.index, torch.arange(225))
+    assert model.net.calls == 4

@@ -323,6 +323,12 @@ def test_a_missing_pillow_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
             "out must be writable, got a read-only array",
         ),
         (
+            torch.empty(1, *IMAGES).expand(10, *IMAGES),
+            {},
+            ValueError,
+            r"out must have memory of its own for every sample, got an expanded tensor",
+        ),
+        (
             torch.empty(10, *IMAGES, requires_grad=True),
             {},
             ValueError,

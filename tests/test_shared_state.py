@@ -155,10 +155,50 @@ def test_another_thread_may_change_the_mode_during_a_call(
 def test_a_network_put_into_training_mode_during_a_call_is_reported(
     model: fastmsgm.ScoreModel, net: Linear
 ) -> None:
-    net.meanwhile = once(lambda: in_thread(net.dropout.train))
-    with pytest.raises(RuntimeError, match="training mode by another thread"):
+    net.meanwhile = once(lambda: in_thread(net.train))
+    with pytest.raises(RuntimeError, match="was put into training mode during its evaluation"):
         samples(model)
     assert all(module.training for module in model.modules())
+
+
+def test_a_network_may_keep_its_dropout_on(model: fastmsgm.ScoreModel, net: Linear) -> None:
+    """It sets the mode of a part in every call, as Monte Carlo dropout does."""
+    model.eval()
+    net.meanwhile = net.dropout.train
+    samples(model)
+    assert not any(module.training for module in model.modules())
+
+
+def test_training_beside_a_sampler_is_in_training_mode() -> None:
+    """Another thread samples the model all the time; both wait for each other."""
+    seen: list[bool] = []
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.dropout = nn.Linear(3, 3), nn.Dropout(0.5)
+
+        def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+            if torch.is_grad_enabled():
+                seen.append(self.dropout.training)
+            return self.dropout(self.layer(x))
+
+    data = torch.exp(torch.randn(64, 3))
+    shared = fastmsgm.GBMModel.for_data(Net(), fastmsgm.GBM(8.0), data)
+    stop = threading.Event()
+
+    def sample_on() -> None:
+        while not stop.is_set():
+            fastmsgm.sample(shared, 4, steps=4, progress=False)
+
+    thread = threading.Thread(target=sample_on)
+    thread.start()
+    try:
+        fastmsgm.fit(shared, data, steps=30, batch_size=8, progress=False)
+    finally:
+        stop.set()
+        thread.join()
+    assert seen == [True] * 30
 
 
 def test_modes_come_back_after_an_error(model: fastmsgm.ScoreModel, net: Linear) -> None:

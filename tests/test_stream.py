@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import multiprocessing
@@ -229,6 +230,71 @@ def test_a_kill_before_the_manifest_costs_nothing(
     ).read_bytes()
 
 
+@pytest.mark.parametrize("name", ["x.npy", "x.npz"])
+def test_a_partial_file_that_was_renamed_is_not_complete(name: str, tmp_path: Path) -> None:
+    output = opened(tmp_path / name)
+    write(output, data(IMAGES), 2)
+    output.target.stopped()
+    (tmp_path / f"{name}.partial").rename(tmp_path / name)
+    with pytest.raises(ValueError, match="is a file that this run did not write"):
+        opened(tmp_path / name)
+    assert not (tmp_path / f"{name}.json").exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "dangling"])
+def test_a_partial_file_of_the_users_stays(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_bytes(b"mine")
+    partial = tmp_path / "x.npy.partial"
+    if kind == "file":
+        partial.write_bytes(b"mine")
+    else:
+        partial.symlink_to(tmp_path / ("mine" if kind == "link" else "nothing"))
+    with pytest.raises(ValueError, match=r"there is x\.npy\.partial, which this run did not write"):
+        opened(tmp_path / "x.npy")
+    assert (tmp_path / "mine").read_bytes() == b"mine"
+    assert partial.is_symlink() == (kind != "file")
+    assert not (tmp_path / "x.npy.partial.json").exists()
+
+
+def test_a_manifest_of_the_users_stays(tmp_path: Path) -> None:
+    (tmp_path / "x.npy.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"x\.npy\.json' is damaged or not a manifest"):
+        opened(tmp_path / "x.npy")
+    assert (tmp_path / "x.npy.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_finished_run_that_was_damaged_is_refused(name: str, tmp_path: Path) -> None:
+    written(tmp_path / name, data(IMAGES))
+    path = tmp_path / (name if "." in name else "folder/000003.png")
+    raw = bytearray(path.read_bytes())
+    raw[-1 if name != "x.npz" else 500] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=r"is not what .*\.json describes"):
+        opened(tmp_path / name)
+
+
+def test_a_full_disk_names_the_file_and_frees_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = data(IMAGES)
+    output = opened(tmp_path / "folder")
+    write(output, x, 1)
+
+    def full(self: Path, content: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        message = r"No space left on device: finished chunks stay.*folder"
+        with pytest.raises(OSError, match=message) as raised:
+            output.write(1, x[4:8])
+        output.target.stopped()
+    again = opened(tmp_path / "folder")  # while the error is still there
+    assert list(again.target.todo) == [1, 2]
+    assert raised.value.errno == 28
+
+
 def test_two_runs_to_one_file_are_refused(tmp_path: Path) -> None:
     output = opened(tmp_path / "x.npy")
     with pytest.raises(ValueError, match="is in use by another run: wait for it, or give another"):
@@ -440,6 +506,31 @@ def test_another_function_is_refused(tmp_path: Path) -> None:
     sampled(tmp_path / "x.npy", lambda x, s: torch.zeros_like(x))
     with pytest.raises(ValueError, match=r"holds other samples, which differ in model"):
         sampled(tmp_path / "x.npy", lambda x, s: 0.1 * x)
+
+
+@pytest.mark.parametrize("where", ["closure", "default", "partial", "object"])
+def test_what_a_function_holds_counts(where: str, tmp_path: Path) -> None:
+    class Scaled:
+        def __init__(self, by: float) -> None:
+            self.by = by
+
+        def __call__(self, x: Tensor, s: Tensor) -> Tensor:
+            return self.by * x
+
+    def scaled(by: float) -> Any:
+        def enclosed(x: Tensor, s: Tensor) -> Tensor:
+            return by * x
+
+        def default(x: Tensor, s: Tensor, by: float = by) -> Tensor:
+            return by * x
+
+        kinds = {"closure": enclosed, "default": default, "object": Scaled(by)}
+        return functools.partial(default, by=by) if where == "partial" else kinds[where]
+
+    first = sampled(tmp_path / "x.npy", scaled(0.1))
+    assert torch.equal(sampled(tmp_path / "x.npy", scaled(0.1)), first)
+    with pytest.raises(ValueError, match=r"holds other samples, which differ in model"):
+        sampled(tmp_path / "x.npy", scaled(0.2))
 
 
 @pytest.mark.parametrize("wrong", ["3", "3/3", "-1/3", "a/b", "1/2/3", 1, (0, 2)])

@@ -337,6 +337,33 @@ def test_an_infinite_gradient_ends_the_run_before_it_is_saved(tmp_path: Path) ->
     assert not (tmp_path / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_an_update_that_is_not_finite_is_not_saved(
+    last: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss and gradient are those before the update."""
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", -1.0)
+    wrong = 9 if last else 5
+
+    def rate(step: int) -> float:
+        return 3e38 if step == wrong else 1e-3
+
+    optimizer = functools.partial(torch.optim.SGD, momentum=0.9)
+    with pytest.raises(
+        FloatingPointError, match=r"net\..* is not finite at step|is (nan|inf) at step"
+    ):
+        train(vector_model(), lr=rate, optimizer=optimizer, clip=math.inf, out=tmp_path)
+    stored = load_file(tmp_path / "training.safetensors")
+    assert all(bool(v.isfinite().all()) for v in stored.values())
+
+
+def test_a_model_of_inference_tensors_is_refused() -> None:
+    with torch.inference_mode():
+        model = vector_model()
+    with pytest.raises(ValueError, match=r"model must be built outside torch\.inference_mode"):
+        train(model)
+
+
 # ---- arguments ----
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DistributedSampler
 
 from fastmsgm.checks import check_conditions, check_int, check_mapping
 from fastmsgm.data.items import as_float, split
@@ -84,6 +85,7 @@ class Batches:
         sizes: What identifies the batch sizes in a checkpoint: ``batch_size``, or "loader" where
             the loader does not say how many samples its batches have, so that they can vary.
         shape: Shape of one sample.
+        distributed: Whether the loader gives each process its own samples.
         exact: Whether batch k is a function of the seed and k, so that a resumed run sees the same
             batches.
 
@@ -132,6 +134,7 @@ class Batches:
                 "the loader with it"
             )
         self.exact = is_default_order(self._loader)
+        self.distributed = isinstance(self._loader.sampler, DistributedSampler)
         self.samples = length(self._loader)
         if self.samples == 0:
             raise ValueError(f"{name} must have at least one sample, got none")

@@ -201,7 +201,7 @@ class _Rows(Dataset[Tensor]):
         return len(self.data)
 
     def __getitem__(self, index: int) -> Tensor:
-        return as_float(self.data[index])
+        return as_float(self.data[index].clone())  # a transform may change it
 
 
 class _Items(Dataset[Any]):

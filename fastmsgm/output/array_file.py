@@ -61,11 +61,14 @@ class ArrayFile:
 
     @property
     def foreign(self) -> bool:
-        """Whether samples that are not this run's are in the way."""
-        return False
+        """Whether a file that is not this run's is in the way, or a link."""
+        return self.partial.exists() or self.partial.is_symlink()
 
-    def create(self) -> None:
+    def create(self, more: int = 0) -> None:
         """Make the partial file, or find it there, and reserve the space of all samples.
+
+        Args:
+            more: Bytes that must be free besides, for the journal and the manifest.
 
         Raises:
             OSError: It cannot be written, or there is not enough space.
@@ -73,7 +76,7 @@ class ArrayFile:
         end = self._offset + self._n * self._row
         there = self._allocated()
         free = shutil.disk_usage(self.partial.parent).free
-        if end - there > free:
+        if end - there + more > free:
             raise OSError(
                 errno.ENOSPC,
                 f"the samples need {end:,} bytes, and {free:,} are free: make room, or sample less",

@@ -20,18 +20,19 @@ Store = ArrayFile | Pictures
 _log = logging.getLogger("fastmsgm")
 
 
-def is_finished(store: Store, settings: dict[str, Any]) -> bool:
-    """Whether these samples are all there; ValueError where others are."""
+def is_finished(store: Store, chunks: Chunks, settings: dict[str, Any]) -> bool:
+    """Whether these samples are all there, and sound; ValueError where others are."""
     if not store.manifest.exists():
         if isinstance(store, Pictures) or not store.path.exists():
             return False
-        return _named_without_manifest(store, settings)
+        return _named_without_manifest(store, chunks, settings)
+    found = Journal.read(store.manifest)
     if not store.path.exists():
         store.manifest.unlink()  # of samples that are no more
         return False
-    found = Journal.read(store.manifest)
     _refuse_differences(store, found.settings, settings)
-    if store.frame() != found.frame:
+    sound = sound_chunks(store, chunks, found.chunks)
+    if store.frame() != found.frame or len(sound) < len(chunks):
         raise ValueError(
             f"out={str(store.path)!r} is not what {store.manifest.name} describes: remove "
             f"{store.manifest.name} and the samples, and sample again"
@@ -41,10 +42,10 @@ def is_finished(store: Store, settings: dict[str, Any]) -> bool:
     return True
 
 
-def _named_without_manifest(store: Store, settings: dict[str, Any]) -> bool:
+def _named_without_manifest(store: Store, chunks: Chunks, settings: dict[str, Any]) -> bool:
     """Whether a kill took but the manifest of a file that has its name."""
-    found = read_journals(store, journal_paths(store), settings)
-    if found is None:
+    found = read_journals(store, journal_paths(store), settings) or {}
+    if len(sound_chunks(store, chunks, found)) < len(chunks):
         raise ValueError(
             f"out={str(store.path)!r} is a file that this run did not write: give another name, or "
             "remove it"
@@ -72,8 +73,9 @@ def read_journals(
     Raises:
         ValueError: Of other settings.
     """
-    journals = []
+    journals, there = [], False
     for path in paths:
+        there |= path.exists()
         try:
             journals.append(Journal.read(path))
         except FileNotFoundError:
@@ -84,7 +86,7 @@ def read_journals(
         environment = _refuse_differences(store, journal.settings, settings)
         if environment:
             _log.warning("the rest of %s differs by rounding: %s", store.path, environment)
-    if not journals:
+    if not there:
         return None
     return {chunk: found for journal in journals for chunk, found in journal.chunks.items()}
 

@@ -6,6 +6,7 @@ import hashlib
 import io
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -48,8 +49,11 @@ class Pictures:
         """Whether pictures with the names of these samples are there."""
         return any(map(self._is_own, self.path.glob("*.png")))
 
-    def create(self) -> None:
-        """Make the folder, or find it there.
+    def create(self, more: int = 0) -> None:
+        """Make the folder, or find it there; the size of pictures is not known before.
+
+        Args:
+            more: Not needed.
 
         Raises:
             OSError: It cannot be made.
@@ -127,6 +131,6 @@ class Pictures:
         index = int(path.stem) if path.stem.isdecimal() else -1
         return self._start <= index < self._start + self._n
 
-    def _paths(self, rows: slice) -> list[Path]:
-        first = self._start + rows.start
-        return [self.path / f"{first + i:06d}.png" for i in range(rows.stop - rows.start)]
+    def _paths(self, rows: slice) -> Iterator[Path]:
+        for index in range(self._start + rows.start, self._start + rows.stop):
+            yield self.path / f"{index:06d}.png"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from fastmsgm.files import remove_leftovers
+from fastmsgm.output.array_file import ArrayFile
 from fastmsgm.output.chunks import Chunks
 from fastmsgm.output.found import (
     Store,
@@ -69,6 +70,7 @@ class Stream:
         self._path = journal_path(store, part)
         self._journal = Journal(settings)
         self._lock = FileLock(self._path.with_suffix(".lock"))
+        processes.check_same(settings)
         self.complete, done = processes.lead(self._prepare)
         left = [] if self.complete else [c for c in range(len(chunks)) if c not in done]
         if shard is not None:
@@ -89,7 +91,8 @@ class Stream:
         Raises:
             OSError: They cannot be written.
         """
-        self._journal.chunks[chunk] = self._store.write(self._chunks.rows(chunk), samples)
+        with self._naming_the_file():
+            self._journal.chunks[chunk] = self._store.write(self._chunks.rows(chunk), samples)
         if time.monotonic() - self._written > JOURNAL_SECONDS:
             self._write_journal()
 
@@ -104,14 +107,15 @@ class Stream:
         """
         if self.complete:
             return self._store.tensor(self._chunks.n)
-        self._write_journal()
-        if self._shard is not None:
+        try:
+            self._write_journal()
+            if self._shard is not None:
+                return self._store.tensor(0)
+            self._processes.wait()
+            self._store.close()
+            self._processes.lead(lambda: complete(self._store, self._chunks))
+        finally:
             self._close()
-            return self._store.tensor(0)
-        self._processes.wait()
-        self._store.close()
-        self._processes.lead(lambda: complete(self._store, self._chunks))
-        self._close()
         return self._store.tensor(self._chunks.n)
 
     def stopped(self) -> Tensor | None:
@@ -122,12 +126,16 @@ class Stream:
         """
         done = self._journal.chunks
         first = next((c for c in range(len(self._chunks)) if c not in done), len(self._chunks))
-        if done:
-            self._write_journal()
-        elif self._processes.size == 1 and self._shard is None:
-            self._path.unlink(missing_ok=True)
-            self._store.discard()
-        self._close()
+        try:
+            if done:
+                self._write_journal()
+            elif self._processes.size == 1 and self._shard is None:
+                self._path.unlink(missing_ok=True)
+                self._store.discard()
+        except OSError as error:  # what ended the run is the one to be raised
+            _log.warning("the journal of %s could not be written (%s)", self._store.path, error)
+        finally:
+            self._close()
         if isinstance(self._store, Pictures):
             return None
         return self._store.tensor(self._chunks.rows(first - 1).stop if first else 0)
@@ -137,12 +145,13 @@ class Stream:
         store, settings = self._store, self._journal.settings
         store.manifest.parent.mkdir(parents=True, exist_ok=True)
         _acquire(self._lock, store)
+        fresh = False
         try:
             if self._shard is None:
                 manifest = store.manifest
                 remove_leftovers(manifest.parent, manifest.name)
                 remove_leftovers(store.journals.parent, store.journals.name)
-            if is_finished(store, settings):
+            if is_finished(store, self._chunks, settings):
                 self._close()
                 return True, set()
             paths = journal_paths(store)
@@ -154,11 +163,18 @@ class Stream:
                     lock.release()
             found = read_journals(store, paths, settings)
             if found is None and store.foreign:
+                what = "pictures with the names of these samples"
                 raise ValueError(
-                    f"out={str(store.path)!r} holds pictures with the names of these samples, "
-                    "which would be overwritten: give another folder, or remove them"
+                    f"out={str(store.path)!r}: there is {store.partial.name}, which this run did "
+                    "not write: give another name, or remove it"
+                    if isinstance(store, ArrayFile)
+                    else f"out={str(store.path)!r} holds {what}, which would be overwritten: give "
+                    "another folder, or remove them"
                 )
-            store.create()
+            if found is None:
+                self._journal.write(self._path)  # says that what comes is this run's
+                fresh = True
+            store.create(more=2**16 + 200 * len(self._chunks))
             if self._shard:  # other parts keep their own journals, and may be at work
                 paths = [path for path in paths if path == self._path]
                 found = read_journals(store, paths, settings)
@@ -168,6 +184,9 @@ class Stream:
                 if path != self._path:
                     remove_journal(path)
         except BaseException:
+            if fresh:
+                self._path.unlink(missing_ok=True)
+                store.discard()
             self._close()
             raise
         if found:
@@ -175,9 +194,22 @@ class Stream:
         return False, set(self._journal.chunks)
 
     def _write_journal(self) -> None:
-        self._store.sync()  # a journal must not be ahead of its samples
-        self._journal.write(self._path)
+        with self._naming_the_file():
+            self._store.sync()  # a journal must not be ahead of its samples
+            self._journal.write(self._path)
         self._written = time.monotonic()
+
+    @contextlib.contextmanager
+    def _naming_the_file(self) -> Iterator[None]:
+        """Add to errors of the disk which file they are about, and what to do."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{error.strerror}: finished chunks stay, and the same call goes on",
+                str(error.filename or self._store.path),
+            ) from error
 
     def _close(self) -> None:
         self._store.close()

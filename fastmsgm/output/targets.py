@@ -225,6 +225,11 @@ def _tensor(out: Tensor | np.ndarray, shape: tuple[int, ...], dtype: str) -> Ten
             "out must be writable, got a read-only array: open a memmap with mode 'r+'"
         )
     tensor = torch.from_numpy(out) if isinstance(out, np.ndarray) else out
+    if any(stride == 0 and side > 1 for stride, side in zip(tensor.stride(), shape, strict=False)):
+        raise ValueError(
+            "out must have memory of its own for every sample, got an expanded tensor: give "
+            "out.clone()"
+        )
     if tensor.requires_grad:
         raise ValueError("out must not require a gradient, got one that does: give out.detach()")
     if tuple(tensor.shape) != shape or tensor.dtype != DTYPES[dtype]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,16 @@ def verify(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{str(path)!r} is not finished: run the same command again, or, where all parts of it "
             "are done, fastmsgm merge"
         )
+    if not manifest.exists():
+        raise FileNotFoundError(
+            f"{str(path)!r} has no manifest, {manifest.name}, which sample writes: it cannot be "
+            "checked"
+        )
     journal = Journal.read(manifest)
     store, chunks = _opened(path, journal.settings, manifest)
     if not path.exists():
         raise FileNotFoundError(f"{str(path)!r}, which {manifest.name} describes, is missing")
-    if set(journal.chunks) != set(range(len(chunks))):
+    if len(journal.chunks) != len(chunks) or not all(0 <= c < len(chunks) for c in journal.chunks):
         raise DamagedFileError(
             f"{str(manifest)!r} has {len(journal.chunks)} of {len(chunks)} chunks"
         )
@@ -84,7 +90,7 @@ def merge(path: str | os.PathLike[str]) -> Tensor:
         raise FileNotFoundError(f"{str(path)!r} has no parts: sample them first, with shard")
     settings = Journal.read(journals[0]).settings
     store, chunks = _opened(path, settings, journals[0])
-    if not found.is_finished(store, settings):
+    if not found.is_finished(store, chunks, settings):
         there = found.read_journals(store, found.journal_paths(store), settings) or {}
         sound = found.sound_chunks(store, chunks, there)
         if len(sound) < len(chunks):
@@ -101,7 +107,8 @@ def _opened(path: Path, settings: dict[str, Any], described: Path) -> tuple[Stor
         numbers = (n, start, chunks.size, chunks.first, *settings["shape"])
         if not all(type(number) is int and 0 <= number < 2**62 for number in numbers):
             raise ValueError("numbers out of range")
-        if not n or not chunks.size or not chunks.first <= start:
+        large = n * math.prod(settings["shape"]) >= 2**60
+        if large or not n or not chunks.size or not chunks.first <= start:
             raise ValueError("numbers out of range")
         shape = tuple(settings["shape"])
         if path.suffix:

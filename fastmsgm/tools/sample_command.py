@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,8 @@ def _run(args: argparse.Namespace) -> None:
         compile=args.compile,
         progress=not args.no_progress,
     )
+    if os.environ.get("RANK", "0") != "0":
+        return  # of torchrun: rank 0 speaks for all
     if args.grid and args.shard is None:
         with about("--grid"):
             plots.grid(_first(samples, model, args), args.grid, columns=10)

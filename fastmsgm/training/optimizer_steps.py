@@ -14,7 +14,7 @@ from fastmsgm.data.batches import Batches
 from fastmsgm.loss import Loss
 from fastmsgm.processes import Processes
 from fastmsgm.training.validation import loss_arguments
-from fastmsgm.wrappers import is_sharded, unwrap
+from fastmsgm.wrappers import is_sharded
 
 
 class OptimizerSteps:
@@ -65,7 +65,7 @@ class OptimizerSteps:
                     "model.net must not be sharded, got one of fully_shard: fit keeps a whole copy "
                     "on each process; train shards with fastmsgm.Loss in a loop of your own"
                 )
-            if unwrap(net, compiled=False) is net:
+            if not any(isinstance(part, DistributedDataParallel) for part in net.modules()):
                 self._loss = DistributedDataParallel(loss)
 
     def step(self, k: int) -> tuple[Tensor, Tensor]:

@@ -7,12 +7,14 @@ stopped and resumed follows the uninterrupted one exactly. Several processes sha
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import math
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +83,10 @@ def fit(
     is full at a periodic checkpoint is logged, and training goes on.
 
     Under torchrun, or where ``torch.distributed`` is initialised, all processes must call ``fit``
-    with the same arguments. They share every batch, with DistributedDataParallel, and the result is
-    that of one process but for rounding. Rank 0 alone writes files and calls the callback.
+    with the same arguments and the whole data. They share every batch, with
+    DistributedDataParallel, and the result is that of one process but for rounding; statistics of
+    batch normalisation are of a process's part. All parameters must take part in the loss. Rank 0
+    alone writes files and calls the callback.
 
     Args:
         model: From ``GBMModel.for_data`` or the like, trained on its own device.
@@ -136,8 +140,8 @@ def fit(
             an ``out`` that cannot be written, is in use, or holds a run of other arguments or a
             model without one.
         OSError: The last checkpoint could not be written; the trained weights are in the model.
-        FloatingPointError: The loss or its gradient became NaN or infinite; the last checkpoint is
-            kept.
+        FloatingPointError: The loss, its gradient or a weight became NaN or infinite; the last
+            checkpoint is kept.
         KeyboardInterrupt: On Ctrl-C or SIGTERM, after the current step is finished and saved.
 
     Example:
@@ -148,6 +152,11 @@ def fit(
         torch.Size([10, 3])
     """
     check_bare_model(model, "give the model inside, model.module")
+    if any(parameter.is_inference() for parameter in model.net.parameters()):
+        raise ValueError(
+            "model must be built outside torch.inference_mode to be trained, got inference tensors "
+            "as parameters: build or load it again outside"
+        )
     precision = model.precision if precision is None else precision
     _check(
         "precision",
@@ -177,13 +186,18 @@ def fit(
     if validation is not None and held_out is not None:
         _check_data("validation", model, validation, held_out)
         validation_loss(model, itertools.islice(held_out.epoch(), 1), loss, seed)
+    if out is not None and not os.fspath(out):
+        raise ValueError("out must be the name of a folder, got '': give one, or None")
     folder = None if out is None else Path(out)
     with (
         joined(model.device) as processes,
-        locked(folder if processes.rank == 0 else None),
+        ExitStack() as stack,
         torch.inference_mode(False),
         torch.enable_grad(),
     ):
+        processes.lead(lambda: stack.enter_context(locked(folder)))
+        if processes.size > 1:
+            _check_order(batches)
         optim = make_optimizer(optimizer, list(model.net.parameters()))
         settings = run_settings(
             model,
@@ -204,7 +218,9 @@ def fit(
             condition={name: checksum(value) for name, value in (condition or {}).items()},
         )
         run = TrainingRun(model, optim, settings, folder, writes=processes.rank == 0)
-        processes.wait()  # all have read the checkpoint before a new one is written
+        # Before a new checkpoint is written all have read the same one.
+        prior = {k: checksum(v) for k, v in model.state_dict().items() if k[:4] != "net."}
+        processes.check_same({**settings, "step": run.step, **prior})
         _tell_of_resume(run, batches, lr_of, lr, warmup)
         loss_of = Loss(model, loss, seed=seed, drop=drop)
         model.precision = precision
@@ -268,19 +284,22 @@ def fit(
                 mean = sum(values) / len(values)
                 bar.set_postfix(loss=f"{mean:.4f}")
                 report.numbers(run.step, mean, lr_of(run.step - 1), norms[-1])
+                if run.step == steps or stopped or due:
+                    _check_weights(run)
                 if run.step == steps or stopped:
-                    _save_last(run)
+                    processes.lead(lambda: _save_last(run))
                 elif due:
                     _save_or_warn(run)
                 if due:
                     saved = time.monotonic()
-                if reports and leads:
-                    report_model(report, run.losses[reported - run.step :], norms[-1])
                 if reports:
+                    since, norm = run.losses[reported - run.step :], norms[-1]
+                    processes.lead(functools.partial(report_model, report, since, norm))
                     reported = run.step
                 if stopped:
                     raise KeyboardInterrupt(f"stopped after step {run.step}")
-        processes.wait()
+        # The statistics of batch normalisation are of one process's part of the batches.
+        processes.copy_from_first(run.average.module.buffers())
         net.load_state_dict(run.average.module.state_dict())
     return model.eval()
 
@@ -297,6 +316,16 @@ def _check_finite(
             raise FloatingPointError(
                 f"the {what} is {number} at step {step}: lower lr (now {lr(step - 1):.3g}) or use "
                 "fp32" + ("" if isinstance(data, Tensor) else ", and look for NaN in the data")
+            )
+
+
+def _check_weights(run: TrainingRun) -> None:
+    """Raise FloatingPointError where the last updates made weights NaN or infinite."""
+    for name, weight in unwrap(run.model.net).named_parameters():
+        if weight.requires_grad and not bool(weight.isfinite().all()):
+            raise FloatingPointError(
+                f"net.{name} is not finite at step {run.step}, after a finite loss and gradient: "
+                "lower lr, or use another optimizer"
             )
 
 
@@ -321,11 +350,25 @@ def _save_last(run: TrainingRun) -> None:
         run.model.eval()
         raise OSError(
             error.errno,
-            f"step {run.step} could not be saved ({error.strerror}): make room and call fit again, "
-            "which continues from the checkpoint before; or save the model, which holds the "
-            "averaged weights of this step, elsewhere with model.save(folder)",
+            f"step {run.step} could not be saved ({error.strerror}): make room and call fit "
+            "again, which continues from the last checkpoint, if there is one; or save the model, "
+            "which holds the averaged weights of this step, elsewhere with model.save(folder)",
             error.filename,
         ) from error
+
+
+def _check_order(batches: Batches) -> None:
+    """Raise ValueError for data that are shared already; warn where order may differ by process."""
+    if batches.distributed:
+        raise ValueError(
+            "data must be the whole data set in every process, got a loader with a "
+            "DistributedSampler: leave it out, since fit shares every batch"
+        )
+    if not batches.exact:
+        _log.warning(
+            "the data have an order of their own: every process must load the same batches, of "
+            "which it takes its part"
+        )
 
 
 def _tell_of_resume(

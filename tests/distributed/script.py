@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import fastmsgm
@@ -20,6 +21,23 @@ SAMPLES: dict[str, Any] = {"n": 3000, "batch_size": 256, "steps": 4, "seed": 3, 
 
 def sample(folder: Path, **options: Any) -> None:
     fastmsgm.sample("cauchy-rotation", **SAMPLES, out=folder / "x.npy", **options)
+
+
+def differ(folder: Path) -> None:
+    """Every process is given another seed, and then other data; all are refused in all."""
+    rank = int(os.environ["RANK"])
+    with pytest.raises(ValueError, match="must be given the same arguments, and differ"):
+        fastmsgm.sample("cauchy-vp", 2, seed=rank, out=folder / "differ.npy", distributed=True)
+    model = fastmsgm.GBMModel.for_data(nets.MLP(3, 8, 1), fastmsgm.GBM(5.0), (1 + rank) * DATA)
+    with pytest.raises(ValueError, match="must be given the same arguments, and differ"):
+        fastmsgm.fit(model, DATA, steps=2, batch_size=8, out=folder / "differ")
+
+    def fail(step: object) -> None:
+        raise LookupError("of rank 0 alone")
+
+    model = fastmsgm.GBMModel.for_data(nets.MLP(3, 8, 1), fastmsgm.GBM(5.0), DATA)
+    with pytest.raises(LookupError, match="of rank 0 alone"):
+        fastmsgm.fit(model, DATA, steps=2, batch_size=8, out=folder / "fails", callback=fail)
 
 
 def dying(folder: Path) -> None:
@@ -55,7 +73,9 @@ def name_of_rate(step: int) -> float:
 def main(folder: Path, tasks: tuple[str, ...]) -> None:
     torch.set_num_threads(1)
     for task in tasks:
-        if task == "sample":
+        if task == "differ":
+            differ(folder)
+        elif task == "sample":
             sample(folder, distributed=True)
         elif task == "die":
             dying(folder)

@@ -45,7 +45,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of two processes."""
     folder = tmp_path_factory.mktemp("two")
-    done = torchrun(2, folder, "sample", "fit", "half")
+    done = torchrun(2, folder, "differ", "sample", "fit", "half")
     assert done.returncode == 0, done.stderr
     return folder
 

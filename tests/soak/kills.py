@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import fastmsgm
 from tests.soak.runs import Run, fit, sample
 
 
@@ -74,5 +75,15 @@ def longer(run: Run) -> Run:
         "sample x.npy": lambda folder: sample("x.npy", folder, n=40),
         "sample x.npz": lambda folder: sample("x.npz", folder, n=40),
     }
-    look = (lambda folder: None) if run.name == "fit" else run.look
+    look = loads if run.name == "fit" else run.look
     return Run(run.name, works[run.name], look, run.prepare)
+
+
+def loads(folder: Path) -> str | None:
+    """A model that is there can be loaded."""
+    if (folder / "run" / "model.safetensors").exists():
+        try:
+            fastmsgm.load(folder / "run")
+        except ValueError as error:
+            return str(error)
+    return None

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -137,6 +138,10 @@ def sample(name: str, folder: Path, n: int = SAMPLES) -> None:
 def look_at_samples(name: str, folder: Path) -> str | None:
     """A file that has its name, or a manifest, is complete."""
     manifest = folder / ("folder/samples.json" if name == "folder" else f"{name}.json")
+    if name != "folder" and (folder / name).exists():
+        stored = np.load(folder / name)
+        if not (stored if name == "x.npy" else stored["arr_0"]).all():
+            return "a file with its name has rows without samples"
     if not manifest.exists():
         return None
     try:
