@@ -25,13 +25,13 @@ from tqdm.auto import tqdm
 from fastmsgm.checks import check_int, is_number
 from fastmsgm.condition import checked_condition, checksum
 from fastmsgm.data.batches import Batches
-from fastmsgm.data.items import as_float
 from fastmsgm.data.loaders import Data
-from fastmsgm.loss import Loss, check_range
-from fastmsgm.model import Model, ScoreModel, check_bare_model
+from fastmsgm.loss import Loss
+from fastmsgm.model import Model, check_bare_model
 from fastmsgm.names import name_of
 from fastmsgm.processes import joined
 from fastmsgm.sampling import sample
+from fastmsgm.training.checks import check_data, check_finite, check_order, check_weights
 from fastmsgm.training.optimizer_steps import OptimizerSteps
 from fastmsgm.training.report import Report, TrainStep, reporting
 from fastmsgm.training.settings import lr_schedule, make_optimizer, optimizer_settings, run_settings
@@ -44,7 +44,6 @@ CHECKPOINT_SECONDS = 180.0
 FLUSH_EVERY = 50  # steps between two reads of the loss, each of which waits for the device
 STEPS = 2**31  # at most: the noise counter keeps those from 2^31 on for evaluation
 AGREE_EVERY = 10  # steps between two agreements of several processes to save or stop
-CHECKED_AT_ONCE = 2**21  # numbers of the data that are checked together
 _log = logging.getLogger("fastmsgm")
 
 
@@ -179,12 +178,12 @@ def fit(
     batches = Batches(
         data, labels, condition, transform=transform, batch_size=batch_size, seed=seed
     )
-    _check_data("data", model, data, batches)
+    check_data("data", model, data, batches)
     if labels is not None:
         checked_condition(model, len(labels), labels, {})
     held_out = None if validation is None else Batches(validation, name="validation")
     if validation is not None and held_out is not None:
-        _check_data("validation", model, validation, held_out)
+        check_data("validation", model, validation, held_out)
         validation_loss(model, itertools.islice(held_out.epoch(), 1), loss, seed)
     if out is not None and not os.fspath(out):
         raise ValueError("out must be the name of a folder, got '': give one, or None")
@@ -197,7 +196,7 @@ def fit(
     ):
         processes.lead(lambda: stack.enter_context(locked(folder)))
         if processes.size > 1:
-            _check_order(batches)
+            check_order(batches)
         optim = make_optimizer(optimizer, list(model.net.parameters()))
         settings = run_settings(
             model,
@@ -280,16 +279,16 @@ def fit(
                 norms = torch.stack([norm for _, norm in recent]).tolist()
                 run.losses += values
                 recent.clear()
-                _check_finite(run.step, values, norms, lr_of, data)
+                check_finite(run.step, values, norms, lr_of, data)
                 mean = sum(values) / len(values)
                 bar.set_postfix(loss=f"{mean:.4f}")
                 report.numbers(run.step, mean, lr_of(run.step - 1), norms[-1])
                 if run.step == steps or stopped or due:
-                    _check_weights(run)
+                    check_weights(run)
                 if run.step == steps or stopped:
-                    processes.lead(lambda: _save_last(run))
+                    processes.lead(run.save_last)
                 elif due:
-                    _save_or_warn(run)
+                    run.save_or_warn()
                 if due:
                     saved = time.monotonic()
                 if reports:
@@ -302,73 +301,6 @@ def fit(
         processes.copy_from_first(run.average.module.buffers())
         net.load_state_dict(run.average.module.state_dict())
     return model.eval()
-
-
-def _check_finite(
-    step: int,
-    losses: list[float],
-    norms: list[float],
-    lr: Callable[[int], float],
-    data: Data,
-) -> None:
-    for what, number in (("loss", sum(losses)), ("gradient norm", sum(norms))):
-        if not math.isfinite(number):
-            raise FloatingPointError(
-                f"the {what} is {number} at step {step}: lower lr (now {lr(step - 1):.3g}) or use "
-                "fp32" + ("" if isinstance(data, Tensor) else ", and look for NaN in the data")
-            )
-
-
-def _check_weights(run: TrainingRun) -> None:
-    """Raise FloatingPointError where the last updates made weights NaN or infinite."""
-    for name, weight in unwrap(run.model.net).named_parameters():
-        if weight.requires_grad and not bool(weight.isfinite().all()):
-            raise FloatingPointError(
-                f"net.{name} is not finite at step {run.step}, after a finite loss and gradient: "
-                "lower lr, or use another optimizer"
-            )
-
-
-def _save_or_warn(run: TrainingRun) -> None:
-    """Write a checkpoint; without one the run goes on, and the last one stays."""
-    try:
-        run.save()
-    except OSError as error:
-        _log.warning(
-            "step %d could not be saved (%s): training goes on, and the checkpoint before it stays",
-            run.step,
-            error,
-        )
-
-
-def _save_last(run: TrainingRun) -> None:
-    """Write the last checkpoint; where that fails, the trained weights are in the model."""
-    try:
-        run.save()
-    except OSError as error:
-        unwrap(run.model.net).load_state_dict(run.average.module.state_dict())
-        run.model.eval()
-        raise OSError(
-            error.errno,
-            f"step {run.step} could not be saved ({error.strerror}): make room and call fit "
-            "again, which continues from the last checkpoint, if there is one; or save the model, "
-            "which holds the averaged weights of this step, elsewhere with model.save(folder)",
-            error.filename,
-        ) from error
-
-
-def _check_order(batches: Batches) -> None:
-    """Raise ValueError for data that are shared already; warn where order may differ by process."""
-    if batches.distributed:
-        raise ValueError(
-            "data must be the whole data set in every process, got a loader with a "
-            "DistributedSampler: leave it out, since fit shares every batch"
-        )
-    if not batches.exact:
-        _log.warning(
-            "the data have an order of their own: every process must load the same batches, of "
-            "which it takes its part"
-        )
 
 
 def _tell_of_resume(
@@ -390,21 +322,6 @@ def _tell_of_resume(
             lr_schedule(lr, run.extended_from, warmup)(run.step),
             lr_of(run.step),
         )
-
-
-def _check_data(name: str, model: ScoreModel, data: Data, batches: Batches) -> None:
-    """Raise where data do not fit the model; of a tensor all samples are looked at."""
-    if tuple(batches.shape) != model.shape:
-        expected = ", ".join(map(str, ("N", *model.shape)))
-        got = ", ".join(map(str, ("N", *batches.shape)))
-        raise ValueError(f"{name} must have shape ({expected}), got ({got})")
-    if not isinstance(data, Tensor):
-        return
-    at_once = max(1, CHECKED_AT_ONCE // math.prod(model.shape))
-    for part in data.split(at_once):
-        x = as_float(part).to(model.device)
-        check_range(model, x)
-        model.check_states(model.to_state(x))
 
 
 def _check(name: str, value: object, good: bool, allowed: str) -> None:

@@ -135,6 +135,38 @@ class TrainingRun:
         save_tensors(self.out / STATE, tensors, metadata, previous=self.out / PREVIOUS)
         self.save_model()
 
+    def save_or_warn(self) -> None:
+        """Write a checkpoint; without one the run goes on, and the last one stays."""
+        try:
+            self.save()
+        except OSError as error:
+            _log.warning(
+                "step %d could not be saved (%s): training goes on, and the checkpoint before it "
+                "stays",
+                self.step,
+                error,
+            )
+
+    def save_last(self) -> None:
+        """Write the last checkpoint; where that fails, the trained weights are in the model.
+
+        Raises:
+            OSError: The folder cannot be written.
+        """
+        try:
+            self.save()
+        except OSError as error:
+            unwrap(self.model.net).load_state_dict(self.average.module.state_dict())
+            self.model.eval()
+            raise OSError(
+                error.errno,
+                f"step {self.step} could not be saved ({error.strerror}): make room and call fit "
+                "again, which continues from the last checkpoint, if there is one; or save the "
+                "model, which holds the averaged weights of this step, elsewhere with "
+                "model.save(folder)",
+                error.filename,
+            ) from error
+
     def save_model(self) -> None:
         """Write what is made from the state: the model's own files, and the losses as text."""
         if self.out is not None:
