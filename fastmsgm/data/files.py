@@ -137,9 +137,10 @@ def _read_safetensors(path: Path) -> Tensor:
                 f"{shown(str(dtype))}: convert it to float32"
             )
         end = size - 8 - length
+        if not all(type(n) is int and 0 <= n <= end for n in shape):
+            raise ValueError(f"its header has shape {shown(str(shape))}")
         promised = math.prod(shape) * _DTYPES[dtype].itemsize
-        whole = all(type(n) is int and n >= 0 for n in shape) and place == [0, end]
-        if not whole or promised != end:
+        if place != [0, end] or promised != end:
             raise ValueError(
                 f"its header promises {dtype} {shown(str(shape))}, {shown(str(promised))} bytes, "
                 f"got {end}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator
@@ -172,8 +173,13 @@ def _read(path: Path, mode: str = "", size: int | None = None) -> Any:
             )
         if not mode:
             return image.mode
-        ImageOps.exif_transpose(image, in_place=True)
-        pixels = image if image.mode == mode else image.convert(mode)
-        if size is not None and pixels.size != (size, size):
-            pixels = ImageOps.fit(pixels, (size, size), Image.Resampling.BICUBIC)
-        return np.array(pixels)
+        pixels = None
+        with contextlib.suppress(MemoryError):  # which Pillow raises of some damaged data, too
+            ImageOps.exif_transpose(image, in_place=True)
+            pixels = image if image.mode == mode else image.convert(mode)
+            if size is not None and pixels.size != (size, size):
+                pixels = ImageOps.fit(pixels, (size, size), Image.Resampling.BICUBIC)
+            pixels = np.array(pixels)
+        if pixels is None:
+            raise ValueError(f"{path}: its pixels cannot be decoded: write it anew")
+        return pixels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import re
 from collections.abc import Sequence
@@ -123,10 +124,11 @@ def _write_manifest(store: Store, found: dict[int, str]) -> None:
 
 def missing(store: Store, chunks: Chunks, found: dict[int, str]) -> str:
     """Say which chunks are missing, and what to do."""
-    missing = [c for c in range(len(chunks)) if c not in found]
-    shown = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
+    count = len(chunks) - len(found)
+    first = itertools.islice((c for c in range(len(chunks)) if c not in found), 8)
+    shown = ", ".join(map(str, first)) + (", ..." if count > 8 else "")
     return (
-        f"{store.path}: {len(missing)} of {len(chunks)} chunks are missing ({shown}): run the same "
+        f"{store.path}: {count} of {len(chunks)} chunks are missing ({shown}): run the same "
         "command again, which computes them"
     )
 

@@ -105,6 +105,8 @@ def _opened(path: Path, settings: dict[str, Any], described: Path) -> tuple[Stor
         n, start = settings["n"], settings["start"]
         chunks = Chunks(start, n, settings["batch_size"], settings["first"])
         numbers = (n, start, chunks.size, chunks.first, *settings["shape"])
+        if settings["dtype"] not in ("float32", "uint8"):
+            raise ValueError("an unknown dtype")
         if not all(type(number) is int and 0 <= number < 2**62 for number in numbers):
             raise ValueError("numbers out of range")
         large = n * math.prod(settings["shape"]) >= 2**60

@@ -186,7 +186,7 @@ class TrainingRun:
             try:
                 tensors, metadata = load_tensors(out / name)
                 stored = json.loads(metadata["settings"])
-            except (OSError, KeyError, ValueError) as error:
+            except (OSError, *UNSUITABLE) as error:
                 reasons.append(error)
                 continue
             for reason in reasons:

@@ -91,7 +91,7 @@ def _arrays(folder: Path) -> list[Reader]:
 
     def tensors(path: Path) -> Any:
         read = load_tensors(path)
-        return read, read[1] == original[1] and torch.equal(read[0]["x"], original[0]["x"])
+        return read, read[1] == original[1] and _equal(read[0], original[0])
 
     def classes(path: Path) -> None:
         _check(read_classes("--label", str(path)), torch.int64)
@@ -123,6 +123,10 @@ def _arrays(folder: Path) -> list[Reader]:
             sealed=True,
         ),
     ]
+
+
+def _equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def _load(path: Path) -> None:
