@@ -125,10 +125,6 @@ def _arrays(folder: Path) -> list[Reader]:
     ]
 
 
-def _equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
 def _load(path: Path) -> None:
     _check(data.load(path), torch.float32, torch.uint8)
 
