@@ -169,9 +169,11 @@ def operations_of(run: Run, folder: Path) -> int:
 
 def inject(run: Run, root: Path, stride: int = 1) -> Tally:
     """Let every ``stride``-th operation of a run fail in every way."""
-    whole = root / "whole"
+    whole, first = root / "whole", root / "first"
     root.mkdir()
-    run.prepare(whole)
+    for folder in (first, whole):
+        run.prepare(folder)
+    run.work(first)  # loads in this process what the forked ones then have
     tally = Tally(operations_of(run, whole))
     expected = run.result(whole)
     for at in range(0, tally.operations, stride):

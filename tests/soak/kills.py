@@ -47,8 +47,10 @@ def kill(run: Run, root: Path, kills: int, seed: int) -> list[str]:
     """Kill a run so many times, over as many runs as it takes, and return what was wrong."""
     generator, problems, done = random.Random(seed), [], 0
     root.mkdir()
-    whole = root / "whole"
-    run.prepare(whole)
+    whole, first = root / "whole", root / "first"
+    for folder in (first, whole):
+        run.prepare(folder)
+    run.work(first)  # loads in this process what the forked ones then have
     began = time.monotonic()
     killed_after(lambda: run.work(whole), 1e9)
     duration, expected = time.monotonic() - began, run.result(whole)
