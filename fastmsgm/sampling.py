@@ -92,8 +92,8 @@ def sample(
             Space is reserved before the first chunk. Until all samples are there a file is called
             ``<out>.partial``; a ``.json`` beside it then says how it was made, with the checksum
             of every chunk. The same call resumes a run that was stopped or killed; a file of other
-            samples is never overwritten. A plain function is told from another by its name, its
-            code and the numbers and tensors that it holds. None allocates a tensor on the device.
+            samples is never overwritten. A plain function is identified by its name, its code,
+            and the numbers and tensors that it holds. None allocates a tensor on the device.
         dtype: "float32", or "uint8" for 0 .. 255 over the model's ``bounds``.
         shard: "i/K" computes part i = 0 .. K - 1 of the chunks of a file or folder, where K jobs
             are started one by one, as in a Slurm array; ``fastmsgm merge`` completes it.
