@@ -69,5 +69,5 @@ def _heavy_tails(n: int, device: torch.device | str, path: Path) -> Path:
         model = fastmsgm.load(name, device)
         nfe = plan_for(model).nfe
         sets[f"{label}, {nfe} network calls"] = fastmsgm.sample(model, n).cpu()
-    plots.heavy_tails(sets, path)
+    plots.heavy_tails(sets, synthetic.mixing(4).T, path)
     return path

@@ -12,15 +12,15 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from fastmsgm.evaluation import metrics
 from fastmsgm.evaluation.metrics import (
-    directions,
     frechet_distance,
     kolmogorov_smirnov,
+    memory,
     mmd,
     sliced_wasserstein,
     survival,
 )
+from fastmsgm.evaluation.metrics.norms import _kolmogorov_tail
 
 
 def gaussian(n: int, mean: Tensor, factor: Tensor, seed: int) -> Tensor:
@@ -102,7 +102,7 @@ def test_sliced_wasserstein_chunks_and_seed(monkeypatch: pytest.MonkeyPatch) -> 
     whole = sliced_wasserstein(a, b, projections=10, seed=3)
     assert whole != sliced_wasserstein(a, b, projections=10, seed=4)
     # Three directions at a time: the sets have 20 + 30 - 10 quantile levels.
-    monkeypatch.setattr(metrics, "_CHUNK", 3 * 40)
+    monkeypatch.setattr(memory, "_HELD", 3 * 40)
     assert sliced_wasserstein(a, b, projections=10, seed=3) == pytest.approx(whole, rel=1e-12)
 
 
@@ -144,17 +144,6 @@ def test_counts_of_sliced_wasserstein_are_integers(name: str, value: object) -> 
     assert sliced_wasserstein(a, b, **options) == sliced_wasserstein(a, b, **{name: 2})
 
 
-def test_directions() -> None:
-    x = torch.tensor([[3.0, 4.0], [0.0, -1e-30], [1e30, 1e30]])
-    expected = torch.tensor([[0.6, 0.8], [0.0, -1.0], [0.5**0.5, 0.5**0.5]], dtype=torch.float64)
-    torch.testing.assert_close(directions(x), expected)
-    assert sliced_wasserstein(directions(x), directions(7 * x)) < 1e-7
-    with pytest.raises(
-        ValueError, match="x must have no zero vectors, got 2, the first is sample 1"
-    ):
-        directions(torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]))
-
-
 def dense_mmd(a: Tensor, b: Tensor, rate: float) -> float:
     """Return the definition: means over pairs of different samples."""
 
@@ -176,7 +165,7 @@ def test_mmd_equals_the_dense_formula(far: float, monkeypatch: pytest.MonkeyPatc
     b[:5, 0] += far
     differences = (b[:, None] - b[None]).square().sum(2)
     median = differences[torch.ones(27, 27).triu(1) > 0].median().item()
-    monkeypatch.setattr(metrics, "_CHUNK", 100)
+    monkeypatch.setattr(memory, "_HELD", 100)
     assert mmd(a, b, "paper")[0] == pytest.approx(dense_mmd(a, b, 1 / 900), rel=1e-8)
     assert mmd(a, b)[0] == pytest.approx(dense_mmd(a, b, 1 / (2 * median)), rel=1e-8)
 
@@ -243,11 +232,9 @@ def test_kolmogorov_tail() -> None:
         3.0: 3.0459959e-8,
     }
     for x, probability in known.items():
-        assert metrics._kolmogorov_tail(x) == pytest.approx(probability, rel=1e-7)
-    assert metrics._kolmogorov_tail(1 - 1e-12) == pytest.approx(
-        metrics._kolmogorov_tail(1.0), rel=1e-10
-    )
-    assert metrics._kolmogorov_tail(0.0) == metrics._kolmogorov_tail(0.05) == 1
+        assert _kolmogorov_tail(x) == pytest.approx(probability, rel=1e-7)
+    assert _kolmogorov_tail(1 - 1e-12) == pytest.approx(_kolmogorov_tail(1.0), rel=1e-10)
+    assert _kolmogorov_tail(0.0) == _kolmogorov_tail(0.05) == 1
 
 
 def test_kolmogorov_smirnov_p_value_against_the_exact_one() -> None:

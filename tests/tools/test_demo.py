@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import fastmsgm
+from fastmsgm.evaluation import plots
+from fastmsgm.evaluation.metrics import angle_to_nearest_axis
 from fastmsgm.tools import cli, demo
 
 
@@ -39,3 +42,17 @@ def test_every_path_is_yielded_when_its_picture_is_done(
     assert next(paths) == tmp_path / "new" / "fashion.png"
     assert (tmp_path / "new" / "fashion.png").exists()
     assert [path.name for path in paths] == ["denoising.png", "cauchy.png"]
+
+
+def test_the_axes_of_the_picture_are_those_of_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(fastmsgm, "sample", lambda model, n: torch.randn(n, *model.shape))
+    monkeypatch.setattr(plots, "heavy_tails", lambda *arguments: given.extend(arguments))
+    demo._heavy_tails(2000, "cpu", tmp_path / "cauchy.png")
+    sets, axes, path = given
+    data = sets["data"]
+    largest = data[data.norm(dim=1).topk(20).indices]
+    assert angle_to_nearest_axis(largest, axes).median() < 0.1
+    assert path == tmp_path / "cauchy.png"
