@@ -1,6 +1,7 @@
 """Training data from tensors, data sets and loaders: endless batches, and epochs in order.
 
-What an item may be is in ``items.py``. Collation is the loader's, by default PyTorch's.
+What an item may be is in ``items.py``. Collation is the loader's, by default PyTorch's. Loaders
+with an order of their own are iterated by ``own_order.py``.
 """
 
 from __future__ import annotations
@@ -21,14 +22,13 @@ from fastmsgm.data.loaders import (
     Keyed,
     batch_size_of,
     is_default_order,
-    keys_of,
     length,
     loader_of,
     on_cpu,
     rebuilt,
-    seeded,
 )
-from fastmsgm.data.order import DataOrder, check_batch_size
+from fastmsgm.data.order import DataOrder, OversampledOrder, check_batch_size
+from fastmsgm.data.own_order import OwnOrder
 from fastmsgm.processes import Processes
 
 BATCH_SIZE = 128
@@ -138,7 +138,8 @@ class Batches:
         self.samples = length(self._loader)
         if self.samples == 0:
             raise ValueError(f"{name} must have at least one sample, got none")
-        self._pending: Iterator[Any] | None = None
+        self._own_order = OwnOrder(self._loader, transform, self._seed, name)
+        self._oversampled: tuple[Tensor, int] | None = None
         x, condition_of_items = self._first_batch()
         self.shape, self.batch_size = tuple(x.shape[1:]), loaded or len(x)
         self.sizes: int | str = loaded or "loader"
@@ -175,7 +176,7 @@ class Batches:
             ValueError: As ``iterate``, or a batch of fewer samples than there are processes.
         """
         if not self.exact:
-            for x, condition in self._epochs(first_step * self.batch_size):
+            for x, condition in self._own_order.epochs(first_step * self.batch_size):
                 rows = self._rows(processes, len(x))
                 own = {name: value[rows] for name, value in condition.items()}
                 yield Part(x[rows], own, rows.start, len(x))
@@ -212,7 +213,7 @@ class Batches:
             ValueError: Items of the wrong form, or an iterable without items.
         """
         if not self.exact:
-            yield from self._epoch_as_it_comes(0)
+            yield from self._own_order.epoch()
             return
         n = length(self._loader) or 0
         batches = [
@@ -221,10 +222,33 @@ class Batches:
         indices = (torch.tensor(batch, dtype=torch.int64, device="cpu") for batch in batches)
         yield from self._read(indices, Keyed(batches, self._seed, 0))
 
-    def _order(self, first_step: int = 0) -> DataOrder:
+    def oversample(self, subset: Tensor, count: int) -> None:
+        """Let every batch begin with samples of a subset (``OversampledOrder``).
+
+        ``epoch`` stays as it is.
+
+        Args:
+            subset: (m,) int64, indices of samples.
+            count: How many samples of a batch are of the subset, 1 .. batch_size - 1.
+
+        Raises:
+            ValueError: Batches are not exact, or count is out of range.
+        """
+        if not self.exact:
+            raise ValueError(
+                f"{self._name} must have a fixed order for samples to be chosen by their index, "
+                "got an order of their own: give a tensor, or a map-style data set"
+            )
+        self._oversampled = subset.cpu(), check_int("count", count, 1, self.batch_size - 1)
+
+    def _order(self, first_step: int = 0) -> DataOrder | OversampledOrder:
         own = self._loader.batch_sampler
         seed = own.seed if isinstance(own, DataOrder) else self._seed
-        return DataOrder(length(self._loader) or 0, self.batch_size, seed, first_step)
+        n = length(self._loader) or 0
+        if self._oversampled is None:
+            return DataOrder(n, self.batch_size, seed, first_step)
+        subset, count = self._oversampled
+        return OversampledOrder(n, self.batch_size, seed, first_step, subset=subset, count=count)
 
     def _read(
         self, batches: Iterable[Tensor], keyed: Keyed
@@ -252,50 +276,13 @@ class Batches:
     def _split(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         return split(batch, self._name)
 
-    def _epochs(self, position: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        """Yield the loader's own batches, the first sample of which is at a position of the run."""
-        while True:
-            for x, condition in self._epoch_as_it_comes(position):
-                yield x, condition
-                position += len(x)
-
-    def _epoch_as_it_comes(self, position: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        """Yield the batches of one epoch of the loader, of samples from a position of the run on.
-
-        Raises:
-            ValueError: There are none.
-        """
-        batches = on_cpu(self._loader) if self._pending is None else self._pending
-        self._pending, before = None, position
-        for batch in batches:
-            x, condition = self._split(batch)
-            yield self._transformed(x, position), condition
-            position += len(x)
-        if position == before:
-            raise ValueError(
-                f"{self._name} must give at least one batch in every epoch, got none: an iterable "
-                "data set must begin anew whenever it is iterated"
-            )
-
-    def _transformed(self, x: Tensor, position: int) -> Tensor:
-        """Transform every sample of a batch, the first of which is at a position of the run."""
-        if self._transform is None:
-            return x
-        keys = keys_of(len(x), self._seed, position)
-        return torch.stack(seeded(self._transform, zip(x, keys, strict=True)))
-
     def _first_batch(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Return one batch, to know its shape and conditions before any work; it is not lost."""
         if self.exact:
             # In a worker where there are workers: data sets may not be read before a fork.
             first = Keyed([[0]], self._seed, 0)
             return self._split(next(self._rebuilt(first, workers=1)))
-        batches = on_cpu(self._loader)
-        for batch in batches:
-            self._pending = itertools.chain([batch], batches)
-            x, condition = self._split(batch)
-            return self._transformed(x, 0), condition
-        raise ValueError(f"{self._name} must give at least one batch, got none")
+        return self._own_order.first()
 
     def _checked(
         self,

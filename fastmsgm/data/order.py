@@ -1,4 +1,4 @@
-"""DataOrder: which samples make up batch k, a function of seed and k alone."""
+"""Which samples make up batch k, a function of seed and k alone: DataOrder, OversampledOrder."""
 
 from __future__ import annotations
 
@@ -69,6 +69,69 @@ class DataOrder(Sampler[list[int]]):
             words = rng.words(1, quads, stream, rng.Purpose.DATA_ORDER, epoch).flatten()
             self._epoch, self._permutation = epoch, words[: self.n].argsort(stable=True)
         return self._permutation
+
+
+class OversampledOrder(Sampler[list[int]]):
+    """Batch sampler of which every batch begins with samples of a subset.
+
+    Those are the permutations of the subset, one after the other. The others of a batch are of all
+    samples, in the order of ``DataOrder`` with batches of their number. Both orders are
+    independent: the words of ``DataOrder`` are those of sample 0 of the noise stream at the step
+    that is the epoch, those of epoch e of the subset of sample 1 + e at step 0.
+
+    Args:
+        n: Number of samples in the data set.
+        batch_size: Samples of a batch.
+        seed: Seed of the noise stream, 0 .. 2^64 - 1.
+        first_step: The batch that iteration begins with.
+        subset: (m,) int64, indices of samples.
+        count: How many samples of a batch are of the subset, 1 .. batch_size - 1.
+
+    Raises:
+        TypeError: An argument is not an int.
+        ValueError: An argument is out of range.
+
+    Example:
+        >>> order = OversampledOrder(100, 8, subset=torch.tensor([3, 7, 9]), count=6)
+        >>> sorted(order.batch(0)[:6].tolist())
+        [3, 3, 7, 7, 9, 9]
+    """
+
+    def __init__(
+        self,
+        n: int,
+        batch_size: int,
+        seed: int = 0,
+        first_step: int = 0,
+        *,
+        subset: Tensor,
+        count: int,
+    ) -> None:
+        self.batch_size = check_batch_size(batch_size)
+        self.count = check_int("count", count, 1, self.batch_size - 1)
+        if len(subset) < 1:
+            raise ValueError("subset must have at least one sample, got none")
+        self.subset = subset
+        self._all = DataOrder(n, self.batch_size - self.count, seed, first_step)
+        self._epochs = range(0)
+        self._permutations = torch.empty(0, dtype=torch.int64, device="cpu")
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in itertools.count(self._all.first_step):
+            yield self.batch(step).tolist()
+
+    def batch(self, step: int) -> Tensor:
+        """Return the sample indices of batch ``step``, (batch_size,) int64 on the CPU."""
+        others = self._all.batch(step)
+        m, first = len(self.subset), step * self.count
+        epochs = range(first // m, (first + self.count - 1) // m + 1)
+        if epochs != self._epochs:
+            stream = rng.stream(self._all.seed, 1 + epochs.start)
+            words = rng.words(len(epochs), -(-m // 4), stream, rng.Purpose.DATA_ORDER, 0)
+            order = words.flatten(1)[:, :m].argsort(dim=1, stable=True)
+            self._epochs, self._permutations = epochs, order.flatten()
+        at = first - epochs.start * m
+        return torch.cat((self.subset[self._permutations[at : at + self.count]], others))
 
 
 def check_batch_size(batch_size: int) -> int:

@@ -1,11 +1,12 @@
 """RadialPrior: the distribution of the norms of the data, which rotations keep.
 
 Sampling starts from a norm of this distribution times a uniform direction. ``LogNorms`` is what it
-is fitted to.
+is fitted to. ``is_heavy_tailed`` is the one definition of heavy tails.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -16,9 +17,16 @@ from fastmsgm import rng
 from fastmsgm.checks import check_int, is_number
 from fastmsgm.data.blocks import located, one_pass
 from fastmsgm.data.loaders import Data
-from fastmsgm.rotation.process import check_directions
+from fastmsgm.rotation.directions import check_directions
 
 LARGEST_LOG_NORM = 88.0  # of a sampled norm: its exponential is a float32
+TOP_SHARE = 0.01  # of the norms, the largest ones: what Hill's estimate and ``fit(tail=...)`` take
+FEWEST_TOP = 10  # norms that Hill's estimate takes; its relative error is then 32 %
+# Below it half of every batch memorises them: for 4-D Cauchy data the held-out loss of the largest
+# 1 % goes from 0.78 to 0.56 for 100 of them, but to 1.5 for 20 and to 16 for 10 (2,500 steps).
+FEWEST_OVERSAMPLED = 100
+HEAVY_TAIL_INDEX = 4.0  # the fourth moment is infinite at or below it
+HEAVY_TAIL_SATURATION = 0.001  # share of the largest norms whose condition is the same
 
 
 @dataclass(frozen=True, repr=False)
@@ -114,9 +122,7 @@ class RadialPrior:
         """
         if not self.tail:
             raise ValueError("tail_index needs a Pareto tail: fit the prior with pareto=...")
-        top = self.log_norms[-self.tail - 1 :].double()
-        excess = float((top[1:] - top[0]).mean())
-        return 1 / excess if excess else math.inf
+        return hill(self.log_norms, self.tail)
 
     def sample(self, n: int, stream: Tensor) -> Tensor:
         """Return (n,) float32 norms of samples ``stream[1]`` .. ``stream[1] + n - 1``."""
@@ -131,6 +137,36 @@ class RadialPrior:
             beyond = threshold - torch.log((m - rank) / self.tail) / self.tail_index
             logs = torch.where(rank > m - self.tail, beyond, logs)
         return torch.exp(logs.clamp(max=LARGEST_LOG_NORM)).float()
+
+
+def hill(log_norms: Tensor, k: int) -> float:
+    """Return Hill's (1975) estimate of alpha in P(|x| > r) ~ r^-alpha.
+
+    Args:
+        log_norms: (n,) ascending.
+        k: Number of the largest norms that it takes, 1 .. n - 1; its relative error is k^-1/2.
+
+    Returns:
+        1 over the mean excess of their logarithms over the next smaller one; inf where all are
+        equal.
+    """
+    top = log_norms[-k - 1 :].double()
+    excess = float((top[1:] - top[0]).mean())
+    return 1 / excess if excess else math.inf
+
+
+def is_heavy_tailed(log_norms: Tensor) -> bool:
+    """Whether Hill's estimate of the tail index of the largest 1 % of the norms is below 4.
+
+    The fourth moment is then infinite. Financial returns have an index of about 3, images a far
+    larger one. Fewer than about 1,000 norms, whose largest 1 % are fewer than 10, are too few for
+    an estimate, and count as light-tailed.
+
+    Args:
+        log_norms: (n,) ascending.
+    """
+    k = round(TOP_SHARE * len(log_norms))
+    return k >= FEWEST_TOP and hill(log_norms, k) < HEAVY_TAIL_INDEX
 
 
 class LogNorms:
@@ -167,6 +203,42 @@ class LogNorms:
             self.shape, n = tuple(x.shape[1:]), n + len(x)
         self.values = values[:n]
 
+    @functools.cached_property
+    def ascending(self) -> Tensor:
+        """The values in ascending order."""
+        return self.values.sort().values
+
+    def top(self) -> Tensor:
+        """Return the indices of the largest 1 % of the norms, at least one, ascending, int64."""
+        k = max(round(TOP_SHARE * len(self.values)), 1)
+        return self.values.topk(k).indices.sort().values.cpu()
+
+    def saturation(self, share: float | None = None) -> float | None:
+        """Return the log-norm that a share of the norms exceeds, at least one of them.
+
+        Args:
+            share: In [0, 0.5]; 0 is no limit. None is 0.001 where the norms are heavy-tailed
+                (``is_heavy_tailed``), else 0.
+
+        Returns:
+            The largest log-norm that is told apart from larger ones; None where all are.
+
+        Raises:
+            ValueError: share is out of range.
+        """
+        if share is None:
+            share = HEAVY_TAIL_SATURATION if is_heavy_tailed(self.ascending) else 0.0
+        if not is_number(share) or not 0 <= share <= 0.5:
+            raise ValueError(
+                "saturate must be a share of the norms in [0, 0.5] (0.001 is usual for heavy "
+                f"tails), got {share!r}: leave it out to choose by the data"
+            )
+        if not share:
+            return None
+        n = len(self.values)
+        k = max(round(share * n), 1)
+        return float(self.ascending[max(n - k - 1, 0)])
+
     def prior(self, *, smooth: bool = False, pareto: float = 0.0) -> RadialPrior:
         """Return the prior with these norms; arguments as of ``RadialPrior.fit``.
 
@@ -184,7 +256,7 @@ class LogNorms:
                 f"pareto must be a share of at least one of the {n} norms, got {pareto!r}, "
                 f"which rounds to none: give at least {1 / n:.2g}, or 0 for no tail"
             )
-        log_norms = self.values.sort().values
+        log_norms = self.ascending
         thinned = log_norms[:: max(1, n // 2**20)]
         low, high = torch.quantile(thinned, log_norms.new_tensor([0.25, 0.75]))
         spread = min(float(log_norms.std(correction=0)), float(high - low) / 1.34)

@@ -17,26 +17,24 @@ Reversed, with eta = 0 for the probability-flow ODE and 1 for the SDE, per unit 
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fastmsgm import ops, reference, rng
-from fastmsgm.checks import check_eta, check_floating_point, check_int, check_times
-from fastmsgm.constants import TINY
-from fastmsgm.rotation import heat_kernel
-from fastmsgm.rotation.angle_table import TABLE_B_MAX, angle_table
+from fastmsgm import ops, rng
+from fastmsgm.checks import check_eta, check_int, check_times
+from fastmsgm.rotation.angle_table import angle_table
+from fastmsgm.rotation.dense import dense_generators
+from fastmsgm.rotation.directions import check_directions
+from fastmsgm.rotation.one_shot import PerturbDirections, rotate_in_the_plane
 from fastmsgm.sde.beta_schedule import LinearBetaSchedule
 from fastmsgm.types import Array
 
 NOISES = ("isotropic", "ring", "dense")
-DENSE_BYTES = 2**31  # the largest tensor of generators, float32
 
 
 @dataclass(frozen=True)
@@ -223,7 +221,7 @@ class Rotation(LinearBetaSchedule):
                 "x0.detach()"
             )
         if math.prod(x0.shape[1:]) == 2:
-            u_t, score = _rotate_in_the_plane(x0, B, stream, step)
+            u_t, score = rotate_in_the_plane(x0, B, stream, step)
             if model_input is not None:
                 model_input.copy_(c_in * u_t)
             if target is not None:
@@ -236,7 +234,7 @@ class Rotation(LinearBetaSchedule):
         coefficients = torch.from_numpy(np.stack(columns, axis=1)).to(x0.device, torch.float32)
         table = angles.on(x0.device)
         if recorded:
-            return _PerturbDirections.apply(x0, coefficients, table, stream, step)
+            return PerturbDirections.apply(x0, coefficients, table, stream, step)
         ops.rotation_perturb_(
             x0,
             coefficients,
@@ -283,123 +281,8 @@ class Rotation(LinearBetaSchedule):
         return v - (v * x).sum(1, keepdim=True) / (x * x).sum(1, keepdim=True) * x
 
     def _generators(self, x: Tensor) -> Tensor:
-        return _dense_generators(x.shape[1], self.seed, x.dtype, x.device)
+        return dense_generators(x.shape[1], self.seed, x.dtype, x.device)
 
     def _ito_matrix(self, x: Tensor) -> Tensor:
         g = self._generators(x)
         return torch.einsum("ijk,jlk->il", g, g) / 2
-
-
-class _PerturbDirections(torch.autograd.Function):
-    """``ops.rotation_perturb_`` with its gradient in u0, which is computed by the reference."""
-
-    @staticmethod
-    def forward(
-        u0: Tensor, coefficients: Tensor, table: Tensor, stream: Tensor, step: int
-    ) -> Tensor:
-        u_t = torch.empty_like(u0)
-        ops.rotation_perturb_(
-            u0, coefficients, table, stream, step, u_t=u_t, model_input=None, target=None
-        )
-        return u_t
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        u0, *ctx.arguments = inputs
-        ctx.save_for_backward(u0)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (u0,), again = ctx.saved_tensors, torch.is_grad_enabled()
-        coefficients, table, stream, step = ctx.arguments
-        with torch.enable_grad():
-            u = u0.flatten(1)
-            u_t = torch.empty_like(u)
-            reference.rotation_perturb(u, coefficients, table, stream, step, u_t, None, None)
-            (gradient,) = torch.autograd.grad(
-                u_t, u0, gradients[0].reshape(u.shape), create_graph=again
-            )
-        return gradient, None, None, None, None
-
-
-def check_dense(d: int) -> None:
-    """Raise ValueError where the d^3 numbers of the dense tensor would not fit."""
-    if 4 * d**3 > DENSE_BYTES:
-        raise ValueError(
-            f'noise="dense" keeps d^3 numbers, {4 * d**3 / 2**30:.1f} GiB for d = {d} (at most '
-            f'{DENSE_BYTES / 2**30:g} GiB): use "isotropic" or "ring"'
-        )
-
-
-@functools.lru_cache(maxsize=4)
-@torch.inference_mode(mode=False)  # it is kept, and may be used in training later
-def _dense_generators(d: int, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return (d, d, d): G^k = [:, :, k], skew, of squared norm d in all, so that tr L = -d/2."""
-    check_dense(d)
-    g, square = torch.empty(d, d, d, dtype=dtype, device="cpu"), 0.0
-    for i in range(d):  # slice by slice: the normals' own memory is many times theirs
-        z = rng.normals(1, d * d, rng.stream(seed, i), rng.Purpose.PRIOR, 2**32 - 1, torch.float64)
-        g[i] = z.view(d, d)
-    for i in range(d):
-        g[i, i] = 0
-        g[i, i + 1 :] -= g[i + 1 :, i]
-        g[i + 1 :, i] = -g[i, i + 1 :]
-        square += 2 * float(g[i, i + 1 :].double().square().sum())
-    return g.mul_(math.sqrt(d / square)).to(device)
-
-
-def _rotate_in_the_plane(x0: Tensor, B: Array, stream: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """Sample for d = 2, where the angle is a wrapped normal of variance B.
-
-    No table: float32 has no digits left in 1 - cos(angle) near the antipode, which here is as
-    likely as other places. The score is E[unwrapped angle | wrapped angle] / B.
-
-    Returns:
-        u_t, and its score over kappa, both like x0.
-    """
-    normal = rng.normals(
-        len(x0), 1, stream.cpu(), rng.Purpose.TRAINING_ANGLE, step, torch.float64
-    ).numpy()
-    angle = np.sqrt(B)[:, None] * normal
-    variance = np.clip(B, 1e-300, TABLE_B_MAX)[:, None]  # beyond, the score is that at its end
-    nearest = np.remainder(angle + math.pi, 2 * math.pi) - math.pi
-    images = nearest + 2 * math.pi * np.arange(-8, 9)
-    weights = np.exp((nearest**2 - images**2) / (2 * variance))
-    pull = (weights * images).sum(1, keepdims=True) / weights.sum(1, keepdims=True) / variance
-    parts = np.stack((np.cos(angle), np.sin(angle), pull / heat_kernel.kappa(variance, 2)))
-    cos, sin, back = torch.from_numpy(parts).to(x0.device, x0.dtype).unbind()
-    u0 = x0.reshape(-1, 2) / x0.reshape(-1, 2).norm(dim=1, keepdim=True)
-    side = torch.stack((-u0[:, 1], u0[:, 0]), dim=1)
-    u_t, score = cos * u0 + sin * side, back * (sin * u0 - cos * side)
-    return u_t.view_as(x0), score.view_as(x0)
-
-
-def check_directions(name: str, x: Tensor) -> None:
-    """Raise where x has no directions to rotate.
-
-    Raises:
-        TypeError: x is not a tensor of floating point.
-        ValueError: It has one feature, NaN or infinity, zero vectors, or norms that overflow.
-    """
-    check_floating_point(name, x)
-    if x.ndim < 2 or x.shape[0] < 1 or math.prod(x.shape[1:]) < 2:
-        raise ValueError(
-            f"{name} must have shape (n, ...) with n >= 1 and at least 2 features, got "
-            f"{tuple(x.shape)}"
-        )
-    x = x.detach()
-    if not bool(torch.isfinite(x).all()):
-        wrong = int((~torch.isfinite(x)).sum())
-        raise ValueError(f"{name} must be finite, got NaN or infinity in {wrong} entries")
-    norms = x.reshape(x.shape[0], -1).norm(dim=1)
-    if not bool(torch.isfinite(norms).all()):
-        raise ValueError(
-            f"{name} must have norms whose squares {x.dtype} can hold, got entries of up to "
-            f"{float(x.abs().max()):g}: scale the data"
-        )
-    zero = norms < TINY**0.5
-    if bool(zero.any()):
-        raise ValueError(
-            f"{name} must have no zero vectors, got {int(zero.sum())}: they have no direction. "
-            "Leave them out, or shift the data with offset=..."
-        )

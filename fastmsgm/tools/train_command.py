@@ -52,6 +52,12 @@ def _add_training_options(train: argparse.ArgumentParser) -> None:
         "is usual",
         0.0,
     )
+    add(
+        "--tail",
+        "share of every batch that is taken from the largest 1 %% of the norms, for --family "
+        "rotation; default: 0.5 for 10,000 or more heavy-tailed samples, else 0",
+        type=float,
+    )
     add("--precision", "of the network", "bf16", choices=("fp32", "bf16"))
     add(
         "--every",
@@ -87,6 +93,7 @@ def _run(args: argparse.Namespace) -> None:
         precision=args.precision,
         condition=samples.condition,
         drop=args.drop,
+        tail=args.tail,
         validation=held_out,
         callback=functools.partial(_report, args.steps),
         every=args.every,

@@ -1,23 +1,89 @@
-"""What a training run must fulfil: its data before it, its numbers during it."""
+"""What a training run must fulfil: arguments and data before it, its numbers during it."""
 
 from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable
 
 from torch import Tensor
 
+from fastmsgm.checks import is_number
 from fastmsgm.data.batches import Batches
 from fastmsgm.data.items import as_float
 from fastmsgm.data.loaders import Data
 from fastmsgm.loss import check_range
-from fastmsgm.model import ScoreModel
+from fastmsgm.model import ScoreModel, check_bare_model
 from fastmsgm.training.training_run import TrainingRun
 from fastmsgm.wrappers import unwrap
 
 CHECKED_AT_ONCE = 2**21  # numbers of the data that are checked together
 _log = logging.getLogger("fastmsgm")
+
+
+def check_model(model: ScoreModel) -> None:
+    """Raise where a model is wrapped or cannot be trained.
+
+    Raises:
+        TypeError: Not a ScoreModel without wrappers.
+        ValueError: It was built in inference mode.
+    """
+    check_bare_model(model, "give the model inside, model.module")
+    if any(parameter.is_inference() for parameter in model.net.parameters()):
+        raise ValueError(
+            "model must be built outside torch.inference_mode to be trained, got inference tensors "
+            "as parameters: build or load it again outside"
+        )
+
+
+def check_options(
+    precision: str,
+    clip: float,
+    ema: float,
+    tail: float | None,
+    callback: object,
+    tensorboard: bool,
+    out: str | os.PathLike[str] | None,
+) -> None:
+    """Raise where an argument of ``fit`` is out of range, whatever the model and the data are.
+
+    Args:
+        precision: As of ``fit``, or the model's.
+        clip: As of ``fit``, like all others.
+        ema: Decay of the average.
+        tail: Share of the largest norms.
+        callback: A function of a TrainStep.
+        tensorboard: Needs ``out``.
+        out: Name of a folder.
+
+    Raises:
+        TypeError: callback cannot be called.
+        ValueError: Another argument is out of range.
+    """
+    _check(
+        "precision",
+        precision,
+        precision in ("fp32", "bf16"),
+        "fp32 or bf16, since fp16 gradients underflow",
+    )
+    _check("clip", clip, clip == math.inf or (is_number(clip) and clip > 0), "positive")
+    _check("ema", ema, is_number(ema) and 0 <= ema < 1, "in [0, 1)")
+    _check("tail", tail, tail is None or (is_number(tail) and 0 <= tail < 1), "in [0, 1) or None")
+    if callback is not None and not callable(callback):
+        raise TypeError(
+            f"callback must be a function of a TrainStep or None, got {type(callback).__name__}"
+        )
+    _check(
+        "tensorboard", tensorboard, not tensorboard or out is not None, "given together with out"
+    )
+    if out is not None and not os.fspath(out):
+        raise ValueError("out must be the name of a folder, got '': give one, or None")
+
+
+def _check(name: str, value: object, good: bool, allowed: str) -> None:
+    if not good:
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
 
 
 def check_data(name: str, model: ScoreModel, data: Data, batches: Batches) -> None:

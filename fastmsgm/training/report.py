@@ -1,7 +1,8 @@
-"""What ``fit`` tells of a run: to its callback, and to TensorBoard."""
+"""What ``fit`` tells of a run: to its callback, to TensorBoard and in the log."""
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,10 +12,14 @@ from typing import Any
 
 from torch import Tensor
 
+from fastmsgm.data.batches import Batches
 from fastmsgm.model import ScoreModel
+from fastmsgm.training.settings import lr_schedule
+from fastmsgm.training.training_run import TrainingRun
 from fastmsgm.training.validation import loss_arguments
 
 GRID = 16  # images that TensorBoard gets
+_log = logging.getLogger("fastmsgm")
 
 
 @dataclass(frozen=True)
@@ -118,3 +123,24 @@ def reporting(
         ) from error
     with SummaryWriter(str(folder), purge_step=step) as writer:
         yield Report(callback, writer, sample)
+
+
+def tell_of_resume(
+    run: TrainingRun,
+    batches: Batches,
+    lr_of: Callable[[int], float],
+    lr: float | Callable[[int], float],
+    warmup: int,
+) -> None:
+    """Say in the log what differs from a run that was not stopped."""
+    if run.step and not batches.exact:
+        _log.warning("the data have no fixed order: the resumed run continues with other batches")
+    if run.extended_from:
+        _log.warning(
+            "extended from %d to %d steps: at step %d the learning rate goes from %.2g to %.2g",
+            run.extended_from,
+            run.settings["steps"],
+            run.step,
+            lr_schedule(lr, run.extended_from, warmup)(run.step),
+            lr_of(run.step),
+        )

@@ -23,6 +23,8 @@ from torch.utils.data import (
 )
 
 from fastmsgm.data import Batches, DataOrder, one_pass
+from fastmsgm.data.order import OversampledOrder
+from fastmsgm.processes import Processes
 
 N = 30
 X = torch.rand(N, 2, 3, generator=torch.Generator().manual_seed(0))
@@ -115,6 +117,60 @@ def test_the_order_is_that_of_data_order(data: Any) -> None:
 def test_the_default_batch_size_is_128() -> None:
     assert Batches(X).batch_size == Batches(TensorDataset(X)).batch_size == 128
     assert Batches(Stream()).batch_size == 128
+
+
+SUBSET = torch.tensor([3, 11, 25])
+
+
+def oversampled(kind: str = "data set", **options: Any) -> Batches:
+    batches = KINDS[kind](**{"seed": 5, **options})
+    batches.oversample(SUBSET, 5)
+    return batches
+
+
+@pytest.mark.parametrize("kind", ["tensor", "data set"])
+def test_oversampled_batches_hold_samples_and_labels_of_their_indices(kind: str) -> None:
+    batches = oversampled(kind, **({"labels": LABELS} if kind == "tensor" else {}))
+    order = OversampledOrder(N, 8, 5, subset=SUBSET, count=5)
+    for step, (x, condition) in enumerate(take(batches, 9)):
+        assert torch.equal(x, X[order.batch(step)])
+        assert torch.equal(condition["label"], LABELS[order.batch(step)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_oversampled_batch_depends_on_seed_and_step_alone(kind: str) -> None:
+    whole = samples(oversampled(kind), 12)
+    assert equal(samples(oversampled(kind), 5, first_step=7), whole[7:])
+
+
+def test_workers_read_ahead_in_oversampled_batches() -> None:
+    loaded = [Batches(DataLoader(Noisy(), 8, num_workers=workers), seed=5) for workers in (0, 2)]
+    for batches in loaded:
+        batches.oversample(SUBSET, 5)
+    assert equal(*(samples(batches, 9, first_step=3) for batches in loaded))
+
+
+@pytest.mark.parametrize("kind", ["tensor", "random items"])
+def test_the_parts_of_processes_are_an_oversampled_batch(kind: str) -> None:
+    whole = samples(oversampled(kind), 4, first_step=3)
+    runs = [oversampled(kind).parts(3, Processes(rank, 3)) for rank in range(3)]
+    for x in whole:
+        assert torch.equal(torch.cat([next(parts).x for parts in runs]), x)
+
+
+def test_an_epoch_has_every_sample_once_beside_oversampling() -> None:
+    assert torch.equal(torch.cat([x for x, _ in oversampled("tensor").epoch()]), X)
+
+
+def test_samples_of_an_unknown_order_cannot_be_chosen() -> None:
+    with pytest.raises(ValueError, match="data must have a fixed order for samples to be chosen"):
+        Batches(Stream()).oversample(SUBSET, 5)
+
+
+@pytest.mark.parametrize("count", [0, 8])
+def test_a_batch_cannot_be_oversampled_wholly_or_not_at_all(count: int) -> None:
+    with pytest.raises(ValueError, match="count must be"):
+        KINDS["tensor"]().oversample(SUBSET, count)
 
 
 @pytest.mark.parametrize("transform", [None, noise])

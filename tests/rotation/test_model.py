@@ -266,6 +266,81 @@ def test_a_nonfinite_sample_is_named() -> None:
     assert sampled(model, 5, steps=3).isfinite().all()
 
 
+# ---- heavy tails ----
+
+
+@pytest.fixture
+def saturated() -> RotationModel:
+    return vectors(saturate=0.05)
+
+
+def test_norms_beyond_the_limit_have_one_condition(saturated: RotationModel) -> None:
+    norms = heavy_tails().norm(dim=1).sort().values
+    condition, free = log_norm(saturated, norms), log_norm(vectors(), norms)
+    assert len(condition[-11:].unique()) == 1  # 10 of the 200 norms are larger than the limit
+    assert torch.equal(condition[:-10], free[:-10])
+    assert (free[-10:] > condition[-1]).all()
+
+
+def test_the_standardisation_is_that_of_all_norms(saturated: RotationModel) -> None:
+    free = vectors()
+    assert saturated._log_norm_mean == free._log_norm_mean
+    assert saturated._log_norm_std == free._log_norm_std
+
+
+def test_the_condition_of_a_norm_far_beyond_the_data_is_that_of_the_limit() -> None:
+    prior = RadialPrior(torch.tensor([80.0]))
+    model, seen = vectors(prior=prior, saturate=0.05), list[Tensor]()
+    model.net.forward = lambda x, c, log_norm: (seen.append(log_norm), torch.zeros_like(x))[1]
+    assert sampled(model, 64, steps=2).isfinite().all()
+    assert model.log_norm_max is not None
+    limit = log_norm(model, torch.tensor([model.log_norm_max]).exp())
+    for given in seen:
+        torch.testing.assert_close(given, limit.expand(64))
+
+
+def test_the_limit_is_kept_in_files(saturated: RotationModel, tmp_path: Path) -> None:
+    saturated.save(tmp_path)
+    again, norms = load(tmp_path), heavy_tails().norm(dim=1)
+    assert isinstance(again, RotationModel)
+    assert again.log_norm_max == saturated.log_norm_max
+    assert torch.equal(log_norm(again, norms), log_norm(saturated, norms))
+
+
+def test_a_checkpoint_from_before_has_no_limit() -> None:
+    model = vectors()
+    config = {**model.config(), "precision": "fp32"}
+    del config["log_norm_max"]
+    again = RotationModel.from_config(model.net, config, dict(model.state_dict()))
+    assert again.log_norm_max is None
+
+
+@pytest.mark.parametrize(
+    ("n", "heavy", "tail", "larger"),
+    [(10_000, True, 0.5, 10), (10_000, False, 0.0, 0), (2000, True, 0.0, 2), (900, True, 0.0, 0)],
+)
+def test_the_defaults_of_heavy_tails(n: int, heavy: bool, tail: float, larger: int) -> None:
+    z = torch.randn(n, 3, generator=torch.Generator().manual_seed(0))
+    data = z / z[:, :1].abs() if heavy else z
+    model = RotationModel.for_data(MLP(3, condition={"log_norm": 1}), Rotation(), data)
+    limit = math.inf if model.log_norm_max is None else model.log_norm_max
+    assert model.default_tail == tail
+    assert int((data.double().norm(dim=1).log() > limit).sum()) == larger
+
+
+@pytest.mark.parametrize("limit", [math.inf, math.nan, "1", True])
+def test_a_limit_that_is_no_number(limit: Any) -> None:
+    with pytest.raises(ValueError, match="log_norm_max must be a finite number or None"):
+        RotationModel(
+            nn.Identity(),
+            Rotation(),
+            RadialPrior(torch.zeros(1)),
+            shape=(3,),
+            objective="dsm",
+            log_norm_max=limit,
+        )
+
+
 # ---- files ----
 
 

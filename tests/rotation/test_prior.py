@@ -1,4 +1,4 @@
-"""RadialPrior: the eCDF, the KDE and the Pareto tail of the norms, and what they refuse."""
+"""RadialPrior and LogNorms: the eCDF, the KDE, the tail of the norms, and what they refuse."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from fastmsgm import rng
 from fastmsgm.evaluation.metrics import kolmogorov_smirnov
 from fastmsgm.rotation import RadialPrior
+from fastmsgm.rotation.prior import LogNorms, hill, is_heavy_tailed
 from tests.rotation.exact import z_scores
 
 
@@ -176,6 +177,92 @@ def test_fit_refuses_a_share_that_rounds_to_no_norm() -> None:
 def test_fit_refuses_zero_vectors() -> None:
     with pytest.raises(ValueError, match="x must have no zero vectors, got 3"):
         RadialPrior.fit(torch.zeros(3, 2))
+
+
+# ---- heavy tails ----
+
+
+def pareto_logs(alpha: float, n: int = 100_000) -> Tensor:
+    """Ascending log-norms of index alpha, at the quantiles of their distribution."""
+    return -torch.log((torch.arange(n, 0, -1) - 0.5).double() / n) / alpha
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 3.0, 6.0])
+def test_hills_estimate_is_the_index_of_a_pareto_distribution(alpha: float) -> None:
+    assert hill(pareto_logs(alpha), 1000) == pytest.approx(alpha, rel=0.01)
+
+
+def of_logs(logs: Tensor) -> Tensor:
+    """Vectors (n, 2) of given log-norms."""
+    return torch.exp(logs)[:, None] * torch.tensor([[0.6, -0.8]])
+
+
+@pytest.mark.parametrize(
+    ("data", "heavy"),
+    [
+        ("cauchy", True),
+        ("index 3.5", True),
+        ("index 4.5", False),
+        ("gaussian", False),
+        ("lognormal of deviation 1", True),  # its index there is about 3
+        ("lognormal of deviation 0.3", False),
+        ("of one norm", False),
+        ("few cauchy", False),
+    ],
+)
+def test_heavy_tails_by_hills_estimate(data: str, heavy: bool) -> None:
+    z = torch.randn(20_000, 4, generator=torch.Generator().manual_seed(0))
+    x = {
+        "cauchy": cauchy_norms(20_000),
+        "index 3.5": of_logs(pareto_logs(3.5)),
+        "index 4.5": of_logs(pareto_logs(4.5)),
+        "gaussian": z,
+        "lognormal of deviation 1": of_logs(z[:, 0]),
+        "lognormal of deviation 0.3": of_logs(0.3 * z[:, 0]),
+        "of one norm": torch.eye(4).repeat(500, 1),
+        "few cauchy": cauchy_norms(900),
+    }[data]
+    assert is_heavy_tailed(LogNorms(x).ascending) == heavy
+
+
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (30, 1), (149, 1), (151, 2), (1000, 10)])
+def test_the_largest_one_per_cent_are_at_least_one(n: int, k: int) -> None:
+    x = cauchy_norms(n)
+    expected = x.double().norm(dim=1).argsort()[-k:].sort().values
+    assert torch.equal(LogNorms(x).top(), expected)
+    assert torch.equal(LogNorms(TensorDataset(x)).top(), expected)
+
+
+@pytest.mark.parametrize(("share", "larger"), [(0.01, 10), (0.5, 500), (1e-9, 1), (0.0004, 1)])
+def test_a_share_of_the_norms_is_larger_than_the_saturation(share: float, larger: int) -> None:
+    norms = LogNorms(cauchy_norms(1000))
+    limit = norms.saturation(share)
+    assert limit is not None
+    assert int((norms.values > limit).sum()) == larger
+
+
+def test_heavy_tails_saturate_at_the_largest_thousandth_by_default() -> None:
+    norms = LogNorms(cauchy_norms(20_000))
+    limit = norms.saturation()
+    assert limit is not None
+    assert int((norms.values > limit).sum()) == 20
+    assert norms.saturation(0) is None
+    assert LogNorms(torch.randn(2000, 3)).saturation() is None
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_the_saturation_of_one_or_two_norms_is_the_smallest(n: int) -> None:
+    norms = LogNorms(cauchy_norms(n))
+    assert norms.saturation(0.5) == float(norms.values.min())
+
+
+@pytest.mark.parametrize("share", [-0.1, 0.6, math.nan, "0.1", True])
+def test_a_saturation_out_of_range(share: Any) -> None:
+    with pytest.raises(ValueError, match=r"saturate must be a share of the norms in \[0, 0.5\]"):
+        LogNorms(cauchy_norms(10)).saturation(share)
+
+
+# ---- errors ----
 
 
 @pytest.mark.parametrize(

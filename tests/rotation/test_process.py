@@ -16,6 +16,7 @@ from fastmsgm import ops, rng
 from fastmsgm.evaluation.metrics import kolmogorov_smirnov
 from fastmsgm.rotation import Rotation, heat_kernel
 from fastmsgm.rotation import process as module
+from fastmsgm.rotation.dense import dense_generators
 from fastmsgm.rotation.process import NOISES
 from fastmsgm.sde.beta_schedule import sigma
 from tests.rotation.exact import z_scores
@@ -40,7 +41,7 @@ def generators(process: Rotation, d: int) -> Tensor:
             g[second, first] -= 1
             matrices.append(g)
     if process.noise == "dense":
-        return module._dense_generators(d, process.seed, torch.float64, torch.device("cpu"))
+        return dense_generators(d, process.seed, torch.float64, torch.device("cpu"))
     return torch.stack(matrices, dim=2) / math.sqrt(2 if process.noise == "ring" else d - 1)
 
 
@@ -98,7 +99,7 @@ def test_dense_generators_are_skew_normals_of_a_seed() -> None:
     )
     expected = (z - z.transpose(0, 1)) * (d**0.5 / (z - z.transpose(0, 1)).norm())
     for dtype, tolerance in ((torch.float64, 1e-14), (torch.float32, 1e-6)):
-        g = module._dense_generators(d, 3, dtype, torch.device("cpu"))
+        g = dense_generators(d, 3, dtype, torch.device("cpu"))
         assert g.dtype == dtype
         torch.testing.assert_close(g.double(), expected, rtol=0, atol=tolerance)
 
@@ -275,7 +276,7 @@ def levi_civita(d: int, seed: int, dtype: torch.dtype, device: torch.device) -> 
 
 def test_in_three_dimensions_all_noises_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the Levi-Civita tensor dense noise is x cross w / sqrt 2, as ring noise is."""
-    monkeypatch.setattr(module, "_dense_generators", levi_civita)
+    monkeypatch.setattr(module, "dense_generators", levi_civita)
     isotropic, ring, dense = (Rotation(noise) for noise in NOISES)
     x, v = vectors(8, 3), vectors(8, 3, seed=1)
     for process in (ring, dense):
