@@ -17,6 +17,7 @@ from fastmsgm.sampling import sample, sample_iter
 from fastmsgm.sde import VP, VPModel
 from fastmsgm.step import NonFiniteError, Step
 from fastmsgm.training.report import TrainStep
+from fastmsgm.training.solver_fit import fit_solver
 from fastmsgm.training.trainer import fit
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ __all__ = [
     "TrainStep",
     "VPModel",
     "fit",
+    "fit_solver",
     "load",
     "sample",
     "sample_iter",

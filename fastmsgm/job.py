@@ -236,7 +236,7 @@ def check_job(
         raise TypeError(
             f"callback must be a function of a Step or None, got {type(callback).__name__}"
         )
-    chosen = resolve(solver, model)
+    chosen = resolve(solver, model, steps)
     plan = plan_of(model, chosen, steps)
     conditions = Conditions(model, start, n, label, condition)
     guidance = check_guidance(model, guidance, conditions)

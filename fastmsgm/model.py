@@ -52,7 +52,11 @@ class ScoreModel(nn.Module, ABC):
     Attributes:
         family: Name of the family in checkpoints.
         solvers: The family's solvers by name.
+        keeps_norms: Whether noise never changes the norm of a sample, on which the network is
+            conditioned. ``fit(tail=...)`` is then unbiased.
         preconditioning: What solvers and losses need to know of the model besides the network.
+        fitted: Solvers that ``fit_solver`` fitted to the network, by their number of steps. ``fit``
+            removes them.
         classes: Number of classes.
         dropped: ``drop`` as a buffer, so that it travels with the weights.
 
@@ -65,7 +69,9 @@ class ScoreModel(nn.Module, ABC):
     net: Any  # any module: its attributes are the user's
     family: ClassVar[str]
     solvers: ClassVar[Mapping[str, Callable[[], Solver]]]
+    keeps_norms: ClassVar[bool] = False
     preconditioning: Any
+    fitted: dict[int, Any]
     classes: int
     dropped: Tensor
 
@@ -88,7 +94,7 @@ class ScoreModel(nn.Module, ABC):
         check_offset(offset)
         self.net, self.offset, self.precision = net, float(offset), precision
         self.bounds = None if bounds is None else interval(bounds)
-        self.classes = _check_classes(net, classes)
+        self.classes, self.fitted = _check_classes(net, classes), {}
         self.register_buffer("dropped", torch.zeros((), dtype=torch.float32, device="cpu"))
 
     # ---- what a family defines ----
@@ -108,6 +114,10 @@ class ScoreModel(nn.Module, ABC):
     def default_solver(self) -> Solver:
         """The solver that ``sample`` uses where none is given."""
 
+    def solver_of(self, steps: int) -> Solver:
+        """Return the solver of so many steps: a fitted one, or the default."""
+        return self.fitted.get(steps, self.default_solver)
+
     @property
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
@@ -117,6 +127,11 @@ class ScoreModel(nn.Module, ABC):
     def input_dtype(self) -> torch.dtype:
         """The dtype of the network's input."""
         return self.network_dtype
+
+    @property
+    def default_tail(self) -> float:
+        """Share of every batch that ``fit`` takes from the largest 1 % of the norms."""
+        return 0.0
 
     @property
     @abstractmethod

@@ -331,4 +331,4 @@ def plan_for(
         ValueError: As ``sample``.
     """
     model = check_model(model)
-    return plan_of(model, resolve(solver, model), steps)
+    return plan_of(model, resolve(solver, model, steps), steps)

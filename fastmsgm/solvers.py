@@ -6,17 +6,15 @@ name; ``resolve`` looks a name up.
 
 from __future__ import annotations
 
+from fastmsgm.gbm.fitted import FittedSolver
+from fastmsgm.gbm.paper_solvers import PUBLISHED, DaleLangevin, PaperSolver, SignAgnostic
 from fastmsgm.gbm.solvers import (
     ERSDE2,
-    PUBLISHED,
-    DaleLangevin,
     DPMSolverPP2M,
     Euler,
     Heun,
     LogSolver,
     MultistepSolver,
-    PaperSolver,
-    SignAgnostic,
 )
 from fastmsgm.gbm.state import GBMPlan
 from fastmsgm.model import ScoreModel
@@ -44,6 +42,7 @@ __all__ = [
     "DaleLangevin",
     "Euler",
     "EulerMaruyama",
+    "FittedSolver",
     "GBMPlan",
     "GeodesicEuler",
     "GeodesicHeun",
@@ -68,12 +67,14 @@ __all__ = [
 ]
 
 
-def resolve(solver: str | Solver | None, model: ScoreModel) -> Solver:
+def resolve(solver: str | Solver | None, model: ScoreModel, steps: int | None = None) -> Solver:
     """Return a solver from its name, from itself, or the model's default for None.
 
     Args:
         solver: A key of ``model.solvers``, a Solver, or None.
         model: The model to be sampled.
+        steps: Number of steps asked for, where the solver is None: a solver that was fitted for
+            them comes before the default; None asks for the default.
 
     Raises:
         TypeError: Neither a name nor a Solver.
@@ -84,7 +85,7 @@ def resolve(solver: str | Solver | None, model: ScoreModel) -> Solver:
         DPMSolverPP2M(eta=1.0)
     """
     if solver is None:
-        return model.default_solver
+        return model.default_solver if steps is None else model.solver_of(steps)
     if isinstance(solver, Solver):
         return solver
     if not isinstance(solver, str):

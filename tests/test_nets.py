@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -15,9 +16,11 @@ from torch.autograd import functional
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fastmsgm.nets import MLP, UNet
+from fastmsgm.nets import MLP, DirectionMLP, UNet
 from fastmsgm.nets.conditioning import FourierFeatures
 from fastmsgm.nets.unet import FUSED_TOKENS, Attention
+from fastmsgm.rotation import Rotation
+from fastmsgm.rotation.preconditioning import RotationPreconditioning
 
 
 @pytest.fixture(autouse=True)
@@ -450,3 +453,37 @@ def test_sizes_are_integers(net: Callable[..., MLP | UNet], name: str, least: in
     built = net(**{**least_size, name: np.int64(least)})
     assert type(built.config[name]) is int
     json.dumps(built.config)
+
+
+# ---- DirectionMLP ----
+
+
+def one_direction(log_width: float) -> DirectionMLP:
+    """Return a network whose direction is (1, 2, 3, 4), residual 0 and width e^log_width."""
+    net = DirectionMLP(4, width=8, depth=1).eval()
+    with torch.no_grad():
+        net.out.weight.zero_()
+        net.out.bias.copy_(torch.tensor([0.0, 0, 0, 0, 1, 2, 3, 4]))
+        net.log_width.bias.fill_(log_width)
+    return net
+
+
+@pytest.mark.parametrize("B", [1e-4, 0.01, 1.0, 10.0])
+def test_a_narrow_direction_mlp_points_at_its_direction_at_every_noise_level(B: float) -> None:
+    preconditioning = RotationPreconditioning(Rotation(), 4)
+    u = torch.nn.functional.normalize(torch.randn(6, 4), dim=1)
+    c_noise = torch.full((6,), float(preconditioning.c_noise(np.array(B))))
+    with torch.no_grad():
+        f = one_direction(-12.0)(2 * u, c_noise, log_norm=torch.zeros(6))
+    _, sigma, _ = preconditioning.coefficients(np.array([B]))[0]
+    expected = torch.tensor([[1.0, 2, 3, 4]]).expand(6, 4)
+    torch.testing.assert_close(sigma * f, expected, rtol=1e-4, atol=0, check_dtype=False)
+
+
+def test_a_direction_mlp_of_unit_width_has_the_preconditioning_of_edm() -> None:
+    net, B = one_direction(0.0), 0.5
+    c_noise = torch.full((2,), (math.log(B) + 3) / 3)
+    f = net(torch.randn(2, 4), c_noise, log_norm=torch.zeros(2))
+    variance = 1 - math.exp(-B)
+    gain = 2 * variance**0.5 / (1 + variance)  # sqrt(d) (1 - c_skip) / sigma
+    torch.testing.assert_close(f, gain * torch.tensor([[1.0, 2, 3, 4]]).expand(2, 4))

@@ -103,7 +103,7 @@ def test_default_solvers(build: Callable[[], ScoreModel], expected: Solver) -> N
             {
                 "euler": SphericalMultistep(order=1),
                 "dpm++2m": SphericalMultistep(),
-                "sde-dpm++2m": SphericalMultistep(eta=0.3),
+                "sde-dpm++2m": SphericalMultistep(eta=0.6),
                 "geodesic-euler": GeodesicEuler(),
                 "geodesic-heun": GeodesicHeun(),
                 "ring-splitting": RingSplitting(),

@@ -2,43 +2,70 @@
 
     python -m fastmsgm.recipes.cauchy_rotation --out runs/cauchy
 
-A stopped run resumes when it is started again. Both models have the same perceptron, batches, steps
-and averaging. The baseline is the paper's: variance-preserving diffusion, trained by sliced score
-matching on the data with the rows of their mixing matrix normalised.
+A stopped run resumes when it is started again. Both models have a perceptron of one size, the same
+data, batches, steps and averaging. Half of each of the rotation's batches is from the largest 1 %
+of the norms, fit's default for heavy tails. The baseline is the paper's: variance-preserving
+diffusion, trained by sliced score matching on the data with the rows of their mixing matrix
+normalised.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 
 import torch
+from torch import Tensor
 
 import fastmsgm
 from fastmsgm.data import synthetic
-from fastmsgm.nets import MLP
+from fastmsgm.nets import MLP, DirectionMLP
+
+NAMES = ("cauchy-rotation", "cauchy-vp")
+STEPS, BATCH, LR, EMA = 40_000, 256, 1e-3, 0.999
+TRAINING, PRIOR = 1_000_000, 100_000  # vectors; the prior's are stored in the checkpoint
+
+
+def training_set(seed: int) -> Tensor:
+    """Return the training data, (1,000,000, 4)."""
+    return synthetic.correlated_cauchy(TRAINING, 4, seed=seed)
+
+
+def build(name: str, data: Tensor, seed: int) -> fastmsgm.ScoreModel:
+    """Return an untrained model."""
+    torch.manual_seed(seed)
+    if name == "cauchy-rotation":
+        prior = fastmsgm.RadialPrior.fit(data[:PRIOR], pareto=0.01)
+        process = fastmsgm.Rotation()
+        return fastmsgm.RotationModel.for_data(DirectionMLP(4), process, data, prior=prior)
+    scale = synthetic.mixing(4).norm(dim=1)[None].float()
+    return fastmsgm.VPModel(MLP(4), fastmsgm.VP(), torch.zeros_like(scale), scale)
+
+
+def train(
+    name: str, folder: str | os.PathLike[str], *, seed: int = 0, steps: int = STEPS
+) -> fastmsgm.ScoreModel:
+    """Train a model, or resume its training, or load it where it is finished."""
+    data = training_set(seed)
+    model = build(name, data, seed)
+    return fastmsgm.fit(
+        model, data, steps=steps, batch_size=BATCH, lr=LR, ema=EMA, seed=seed, out=folder
+    )
 
 
 def main() -> None:
     """Train both models."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", default="runs/cauchy", help="folder of the checkpoints")
-    parser.add_argument("--steps", type=int, default=40_000, help="optimizer steps of each model")
+    parser.add_argument("--steps", type=int, default=STEPS, help="optimizer steps of each model")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads")
+    parser.add_argument("--model", choices=NAMES, help="only this one")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    data = synthetic.correlated_cauchy(100_000, 4)
-    torch.manual_seed(0)
-    prior = fastmsgm.RadialPrior.fit(data, pareto=0.01)
-    rotation = fastmsgm.RotationModel.for_data(
-        MLP(4, condition={"log_norm": 1}), fastmsgm.Rotation(), data, prior=prior
-    )
-    scale = synthetic.mixing(4).norm(dim=1)[None].float()
-    baseline = fastmsgm.VPModel(MLP(4), fastmsgm.VP(), torch.zeros_like(scale), scale)
-    for model, name in ((rotation, "cauchy-rotation"), (baseline, "cauchy-vp")):
-        folder = f"{args.out}/{name}"
-        fastmsgm.fit(model, data, steps=args.steps, batch_size=256, lr=1e-3, ema=0.999, out=folder)
-        model.save(f"{folder}/fp16", dtype=torch.float16)
+    for name in NAMES if args.model is None else (args.model,):
+        model = train(name, f"{args.out}/{name}", steps=args.steps)
+        model.save(f"{args.out}/{name}/fp16", dtype=torch.float16)
 
 
 if __name__ == "__main__":

@@ -52,10 +52,16 @@ def append(
 
 def finished(benchmark: str) -> set[str]:
     """Return the quantities of a benchmark in results.csv, which a resumed experiment skips."""
+    return set(values(benchmark))
+
+
+def values(benchmark: str) -> dict[str, float]:
+    """Return the last value of every quantity of a benchmark in results.csv."""
     if not RESULTS.exists():
-        return set()
+        return {}
     with RESULTS.open(newline="") as file:
-        return {row["quantity"] for row in csv.DictReader(file) if row["benchmark"] == benchmark}
+        rows = [row for row in csv.DictReader(file) if row["benchmark"] == benchmark]
+    return {row["quantity"]: float(row["value"]) for row in rows}
 
 
 def _commit() -> str:

@@ -24,10 +24,11 @@ from torch import Tensor
 
 from fastmsgm.adapter import INDICES, FunctionNet
 from fastmsgm.gbm.model import GBMModel
+from fastmsgm.gbm.paper_solvers import DaleLangevin
 from fastmsgm.gbm.preconditioning import SIGMA_MIN, GBMPreconditioning
 from fastmsgm.gbm.prior import LogNormalPrior
 from fastmsgm.gbm.process import GBM
-from fastmsgm.gbm.solvers import DaleLangevin, DPMSolverPP2M
+from fastmsgm.gbm.solvers import DPMSolverPP2M
 from fastmsgm.solver import Solver
 
 

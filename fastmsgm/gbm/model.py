@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from fastmsgm.checks import check_int, check_labels, check_offset
 from fastmsgm.data.loaders import Data
+from fastmsgm.gbm.fitted import FittedSolver
 from fastmsgm.gbm.loss import DenoisingLoss, MDSMLoss
+from fastmsgm.gbm.paper_solvers import DaleLangevin
 from fastmsgm.gbm.preconditioning import GBMPreconditioning
 from fastmsgm.gbm.prior import LogMoments, LogNormalPrior
 from fastmsgm.gbm.process import GBM, check_multiplicative
-from fastmsgm.gbm.solvers import SOLVERS, DaleLangevin, DPMSolverPP2M
+from fastmsgm.gbm.solvers import SOLVERS, DPMSolverPP2M
 from fastmsgm.model import ScoreModel
 from fastmsgm.solver import Solver
 
@@ -227,6 +229,7 @@ class GBMModel(ScoreModel):
             "offset": self.offset,
             "bounds": self.bounds,
             "shape": self.shape,
+            "fitted": {str(steps): solver.config() for steps, solver in self.fitted.items()},
         }
 
     @classmethod
@@ -234,7 +237,7 @@ class GBMModel(ScoreModel):
         cls, net: nn.Module, config: dict[str, Any], weights: dict[str, Tensor]
     ) -> GBMModel:
         process = GBM(**{k: v for k, v in config["process"].items() if k != "name"})
-        return cls(
+        model = cls(
             net,
             process,
             LogNormalPrior(weights["means"], config["prior"]["variance"]),
@@ -246,6 +249,9 @@ class GBMModel(ScoreModel):
             bounds=config["bounds"] and tuple(config["bounds"]),
             precision=config["precision"],
         )
+        tables = map(FittedSolver.from_config, config.get("fitted", {}).values())
+        model.fitted = {solver.default_steps: solver for solver in tables}
+        return model
 
 
 def _check_prior(prior: LogNormalPrior, scale: Tensor, denoiser: bool) -> None:

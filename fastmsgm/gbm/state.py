@@ -36,11 +36,13 @@ class GBMPlan(Plan):
 
     Args:
         preconditioning: The preconditioning of the model.
+        c_in: The network's first input is this times log|x|.
         multistep: D is kept from step to step.
         flags: Step flags of all steps.
     """
 
     preconditioning: GBMPreconditioning
+    c_in: float
     multistep: bool
     flags: GBMStepFlags
 
@@ -67,8 +69,7 @@ class GBMState(SamplerState):
         self.c_noise = c_noise_by_step(plan.c_noise, size, device)
         first = plan.noise_levels[:1]
         shift = float(plan.preconditioning.shift(first)[0])
-        c_in = plan.preconditioning.coefficients(first)[0, 3]
-        start = [shift, prior.std(float(first[0])), c_in]
+        start = [shift, prior.std(float(first[0])), plan.c_in]
         row = torch.tensor(start, dtype=torch.float32, device=device)
         self.prior_coefficients = row.expand(size, 3)
         self._x = torch.empty((size, *model.shape), dtype=torch.float32, device=device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -38,6 +38,8 @@ class MLP(ConditionedNet):
         torch.Size([5, 4])
     """
 
+    outputs: ClassVar[int] = 1  # of the last layer, for each feature
+
     def __init__(
         self,
         dim: int,
@@ -58,7 +60,7 @@ class MLP(ConditionedNet):
         }
         self.layers = nn.ModuleList(Linear(dim if i == 0 else width, width) for i in range(depth))
         self.cond_layers = nn.ModuleList(Linear(width, width) for _ in range(depth))
-        self.out = Linear(width, dim)
+        self.out = Linear(width, self.outputs * dim)
 
     def forward(
         self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, **condition: Tensor
@@ -75,16 +77,28 @@ class MLP(ConditionedNet):
             TypeError: A condition is not a tensor.
             ValueError: x or a condition has another shape, or one is missing or unknown.
         """
+        return self.out(self.hidden(x, self.embed(x, c_noise, label, condition)))
+
+    def hidden(self, x: Tensor, embedded: Tensor) -> Tensor:
+        """Return the last hidden layer, (n, width).
+
+        Args:
+            x: (n, dim) the noised vectors.
+            embedded: (n, width) what they are conditioned on (``embed``).
+
+        Raises:
+            ValueError: x has another shape.
+        """
+        name, dim = type(self).__name__, self.config["dim"]
         if x.ndim != 2:  # more axes would broadcast against the conditioning of other samples
             raise ValueError(
-                f"MLP needs vectors (n, dim), got {tuple(x.shape)}: flatten the data, or use a UNet"
+                f"{name} needs vectors (n, dim), got {tuple(x.shape)}: flatten the data, or use a "
+                "UNet"
             )
-        if x.shape[1] != self.out.out_features:
+        if x.shape[1] != dim:
             raise ValueError(
-                f"MLP was built for {self.out.out_features} features, got {x.shape[1]}: "
-                f"MLP({x.shape[1]}, ...)"
+                f"{name} was built for {dim} features, got {x.shape[1]}: {name}({x.shape[1]}, ...)"
             )
-        embedded = self.embed(x, c_noise, label, condition)
         for layer, cond_layer in zip(self.layers, self.cond_layers, strict=True):
             x = F.silu(layer(x) + cond_layer(embedded))
-        return self.out(x)
+        return x

@@ -235,9 +235,14 @@ class RotationModel(SDEModel):
 
     @property
     def default_solver(self) -> Solver:
-        """DPM-Solver++(2M) for isotropic noise, ring splitting, RK4 on the SDE for dense noise."""
+        """DPM-Solver++(2M) for isotropic noise, ring splitting, RK4 on the SDE for dense noise.
+
+        DPM-Solver++(2M) is stochastic where the norms are heavy-tailed: noise returns extremes that
+        stray between the few directions that large norms have.
+        """
         if self.process.noise == "isotropic":
-            return spherical.SphericalMultistep()
+            heavy = is_heavy_tailed(self.log_norms)
+            return spherical.SphericalMultistep(eta=spherical.ETA if heavy else 0.0)
         return (
             ring.RingSplitting() if self.process.noise == "ring" else runge_kutta.StratonovichRK4()
         )

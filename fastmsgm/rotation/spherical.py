@@ -172,10 +172,11 @@ class GeodesicHeun(SphericalSolver):
         )
 
 
+ETA = 0.6  # of the stochastic default; docs/solvers.md has the curve
 SOLVERS: dict[str, Callable[[], Solver]] = {
     "euler": lambda: SphericalMultistep(order=1),
     "dpm++2m": SphericalMultistep,
-    "sde-dpm++2m": lambda: SphericalMultistep(eta=0.3),
+    "sde-dpm++2m": lambda: SphericalMultistep(eta=ETA),
     "geodesic-euler": GeodesicEuler,
     "geodesic-heun": GeodesicHeun,
 }

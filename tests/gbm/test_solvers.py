@@ -23,17 +23,9 @@ from scipy.integrate import quad
 
 from fastmsgm import reference, rng
 from fastmsgm.gbm import GBM, GBMModel, LogNormalPrior
-from fastmsgm.gbm.solvers import (
-    ERSDE2,
-    DaleLangevin,
-    DPMSolverPP2M,
-    Euler,
-    Heun,
-    LogSolver,
-    PaperSolver,
-    SignAgnostic,
-)
-from fastmsgm.gbm.solvers import PUBLISHED as AUTHORS
+from fastmsgm.gbm.paper_solvers import PUBLISHED as AUTHORS
+from fastmsgm.gbm.paper_solvers import DaleLangevin, PaperSolver, SignAgnostic
+from fastmsgm.gbm.solvers import ERSDE2, DPMSolverPP2M, Euler, Heun, LogSolver
 from fastmsgm.gbm.state import GBMPlan
 from fastmsgm.reference import GBM_COLUMNS
 from fastmsgm.types import Array
