@@ -115,8 +115,8 @@ class ScoreModel(nn.Module, ABC):
         """The solver that ``sample`` uses where none is given."""
 
     def solver_of(self, steps: int) -> Solver:
-        """Return the solver of so many steps: a fitted one, or the default."""
-        return self.fitted.get(steps, self.default_solver)
+        """Return the solver of so many steps where none is named: a fitted one, or a formula's."""
+        return self.default_solver
 
     @property
     @abstractmethod

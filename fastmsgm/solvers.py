@@ -81,8 +81,8 @@ def resolve(solver: str | Solver | None, model: ScoreModel, steps: int | None = 
         ValueError: A name that the model's family does not have.
 
     Example:
-        >>> resolve(None, fastmsgm.load("fashion-gbm"))
-        DPMSolverPP2M(eta=1.0)
+        >>> resolve(None, fastmsgm.load("fashion-gbm"), steps=18)
+        DPMSolverPP2M(eta=0.0)
     """
     if solver is None:
         return model.default_solver if steps is None else model.solver_of(steps)

@@ -28,12 +28,13 @@ FIXTURE = ROOT / "tests" / "data" / "fashion_fixture.safetensors"
 PAGES = [page for page in sorted(ROOT.glob("docs/*.md")) if page.name != "integrations.md"]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]  # tests/integrations runs that
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-LARGEST = {"n": 8, "steps": 3, "batch_size": 8}  # what a snippet asks for is cut down to this
+LARGEST = {"n": 8, "steps": 3, "batch_size": 8, "iterations": 2}  # what a snippet asks for is cut down to this
 SKIPPED = ("fastmsgm.__", "fastmsgm.kernels", "fastmsgm.recipes", "fastmsgm.models")
 EXAMPLES = (  # the ten most used functions, at least, have an example
     fastmsgm.sample,
     fastmsgm.sample_iter,
     fastmsgm.fit,
+    fastmsgm.fit_solver,
     fastmsgm.Loss,
     fastmsgm.load,
     fastmsgm.Loss,
@@ -90,7 +91,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
     monkeypatch.setattr(data, "fashion_mnist", fashion_mnist)
     monkeypatch.setattr("fastmsgm.data.files.BY_NAME", {"fashion-mnist": fashion_mnist})
-    for name in ("sample", "sample_iter", "fit"):
+    for name in ("sample", "sample_iter", "fit", "fit_solver"):
         monkeypatch.setattr(fastmsgm, name, cut(getattr(fastmsgm, name)))
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -487,3 +487,10 @@ def test_a_direction_mlp_of_unit_width_has_the_preconditioning_of_edm() -> None:
     variance = 1 - math.exp(-B)
     gain = 2 * variance**0.5 / (1 + variance)  # sqrt(d) (1 - c_skip) / sigma
     torch.testing.assert_close(f, gain * torch.tensor([[1.0, 2, 3, 4]]).expand(2, 4))
+
+
+@pytest.mark.parametrize("side", [8, 10])  # 10 is padded
+def test_the_output_of_a_unet_is_contiguous(side: int) -> None:
+    """Its convolutions run channels last, and kernels read arrays as they are in memory."""
+    net = UNet(channels=3, width=16, deep=32, blocks=1, deep_blocks=1)
+    assert net(torch.zeros(2, 3, side, side), torch.zeros(2)).is_contiguous()

@@ -184,8 +184,22 @@ class GBMModel(ScoreModel):
 
     @property
     def default_solver(self) -> Solver:
-        """SDE-DPM-Solver++(2M) for a denoiser, whose errors noise corrects, else Dale-Langevin."""
-        return DPMSolverPP2M(eta=1.0) if self.preconditioning.denoiser else DaleLangevin()
+        """The fitted solver of most network calls, where there is one, else ``formula_solver``."""
+        return self.fitted[max(self.fitted)] if self.fitted else self.formula_solver
+
+    def solver_of(self, steps: int) -> Solver:
+        return self.fitted.get(steps, self.formula_solver)
+
+    @property
+    def formula_solver(self) -> Solver:
+        """DPM-Solver++(2M) for a denoiser, else Dale-Langevin.
+
+        Noise (eta = 1) corrects errors of the network. Where it knows the class they are smaller,
+        and the ODE is better.
+        """
+        if not self.preconditioning.denoiser:
+            return DaleLangevin()
+        return DPMSolverPP2M(eta=0.0 if self.classes else 1.0)
 
     @property
     def prior(self) -> LogNormalPrior:
