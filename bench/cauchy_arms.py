@@ -5,8 +5,8 @@ mixing matrix: eight arms. Trainings have one size of network (3 x 128), batch 2
 Adam with a learning rate of 1e-3 and cosine decay, EMA 0.999, and 1,000,000 training vectors.
 
     rotation    train/cauchy_rotation.py: RotationModel, half of each batch from the largest 1 %
-    baselines   VP with sliced score matching, which is shipped, and those of cauchy_baselines.py,
-                each with the sampler that is best for it
+    baselines   VP with sliced score matching, which is shipped and had 100,000 vectors, and those
+                of cauchy_baselines.py, with several samplers
 
     python -m bench.cauchy_arms        skips finished rows; a stopped training of ours resumes
 
