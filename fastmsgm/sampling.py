@@ -68,7 +68,8 @@ def sample(
             per sample (NFE) are ``steps`` for multistep solvers, 2 steps - 1 for Heun and the
             ring's midpoint rule, L steps plus the Tweedie passes for the paper's samplers.
         solver: A name in ``model.solvers`` ("dpm++2m", "heun", "dale-langevin", ...) or a Solver;
-            None is ``model.default_solver``.
+            None is the model's table for so many steps (``fit_solver``), where it has one, or
+            ``model.default_solver``.
         seed: 0 .. 2^64 - 1. The same seed gives the same samples.
         generator: Draws the seed, so that it advances with every call. ``seed`` is better where
             samples must be made again: a part of them, on another device or from another start.
