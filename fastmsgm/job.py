@@ -236,10 +236,11 @@ def check_job(
         raise TypeError(
             f"callback must be a function of a Step or None, got {type(callback).__name__}"
         )
-    chosen = resolve(solver, model, steps)
-    plan = plan_of(model, chosen, steps)
+    steps = None if steps is None else check_int("steps", steps, 1)
     conditions = Conditions(model, start, n, label, condition)
     guidance = check_guidance(model, guidance, conditions)
+    chosen = resolve(solver, model, steps, guided=guidance != 1)
+    plan = plan_of(model, chosen, steps)
     size = n if batch_size is None else check_int("batch_size", batch_size, 1)
     job = Job(
         model, chosen, plan, n, seed, start, conditions, guidance, size, start, bool(compiled)

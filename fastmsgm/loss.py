@@ -130,6 +130,8 @@ class Loss(nn.Module):
                 self._check_null(states[:2], given, stream, step)
             given = drop_some(given, self.model.classes, self.drop, stream, step)
         alone = self.training and not torch.compiler.is_compiling()
+        if alone and torch.is_grad_enabled():
+            self.model.weights_changed()
         with trained(unwrap(self.model.net)) if alone else nullcontext():
             losses = self.loss(self.model, states, stream, step, **given)
         return losses.mean() if reduction == "mean" else losses

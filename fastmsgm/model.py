@@ -10,28 +10,26 @@ from __future__ import annotations
 import copy
 import json
 import os
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch import Tensor, distributed, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor, nn
 
 from fastmsgm.checks import check_int, check_offset, interval
 from fastmsgm.files import write_atomically
 from fastmsgm.modes import once_released
 from fastmsgm.nets import NETS
+from fastmsgm.network_call import PRECISIONS, call_network, check_autocast, check_synchronised
 from fastmsgm.solver import Solver
 from fastmsgm.tensors import save_tensors
-from fastmsgm.wrappers import is_sharded, output_of, plain_state_dict, unwrap
+from fastmsgm.wrappers import output_of, plain_state_dict, unwrap
 
 Model = TypeVar("Model", bound="ScoreModel")
 # Without it PyTorch's 16-bit convolutions on a CPU are 25x slower than float32.
 _AVX512 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FORMAT_VERSION = 1  # of a checkpoint's config.json
 
 
@@ -55,8 +53,6 @@ class ScoreModel(nn.Module, ABC):
         keeps_norms: Whether noise never changes the norm of a sample, on which the network is
             conditioned. ``fit(tail=...)`` is then unbiased.
         preconditioning: What solvers and losses need to know of the model besides the network.
-        fitted: Solvers that ``fit_solver`` fitted to the network, by their number of steps. ``fit``
-            removes them.
         classes: Number of classes.
         dropped: ``drop`` as a buffer, so that it travels with the weights.
 
@@ -71,7 +67,6 @@ class ScoreModel(nn.Module, ABC):
     solvers: ClassVar[Mapping[str, Callable[[], Solver]]]
     keeps_norms: ClassVar[bool] = False
     preconditioning: Any
-    fitted: dict[int, Any]
     classes: int
     dropped: Tensor
 
@@ -94,7 +89,7 @@ class ScoreModel(nn.Module, ABC):
         check_offset(offset)
         self.net, self.offset, self.precision = net, float(offset), precision
         self.bounds = None if bounds is None else interval(bounds)
-        self.classes, self.fitted = _check_classes(net, classes), {}
+        self.classes = _check_classes(net, classes)
         self.register_buffer("dropped", torch.zeros((), dtype=torch.float32, device="cpu"))
 
     # ---- what a family defines ----
@@ -114,9 +109,17 @@ class ScoreModel(nn.Module, ABC):
     def default_solver(self) -> Solver:
         """The solver that ``sample`` uses where none is given."""
 
-    def solver_of(self, steps: int) -> Solver:
-        """Return the solver of so many steps where none is named: a fitted one, or a formula's."""
+    def solver_of(self, steps: int | None, guided: bool = False) -> Solver:
+        """Return the solver that ``sample`` uses where none is named.
+
+        Args:
+            steps: Number of steps asked for, or None.
+            guided: Whether with guidance, with which the network is another one.
+        """
         return self.default_solver
+
+    def weights_changed(self) -> None:
+        """Forget what was computed from the network's weights, as its training starts."""
 
     @property
     @abstractmethod
@@ -127,11 +130,6 @@ class ScoreModel(nn.Module, ABC):
     def input_dtype(self) -> torch.dtype:
         """The dtype of the network's input."""
         return self.network_dtype
-
-    @property
-    def default_tail(self) -> float:
-        """Share of every batch that ``fit`` takes from the largest 1 % of the norms."""
-        return 0.0
 
     @property
     @abstractmethod
@@ -226,66 +224,18 @@ class ScoreModel(nn.Module, ABC):
             RuntimeError: The network failed.
         """
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            self._check_synchronised()
+            check_synchronised(self.net)
         # Without gradients there is nothing to synchronise, and a rank may sample alone.
         net = self.net if torch.is_grad_enabled() else unwrap(self.net, compiled=False)
         device = x.device.type
         if torch.is_autocast_enabled(device):
-            self._check_autocast(torch.get_autocast_dtype(device))
-            returned = self._call(net, x, c_noise, condition)
+            check_autocast(self.precision, torch.get_autocast_dtype(device))
+            returned = call_network(net, x, c_noise, condition)
         else:
             dtype = self.network_dtype
             with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-                returned = self._call(net, x, c_noise, condition)
+                returned = call_network(net, x, c_noise, condition)
         return output_of(returned, x, "net")
-
-    def _call(
-        self, net: nn.Module, x: Tensor, c_noise: Tensor, condition: Mapping[str, Tensor]
-    ) -> Any:
-        """Call the network with copies; an error says what it was called with."""
-        own = {name: value.clone() for name, value in condition.items()}
-        if torch.compiler.is_compiling():
-            return net(x.clone(), c_noise.clone(), **own)
-        try:
-            return net(x.clone(), c_noise.clone(), **own)
-        except RuntimeError as error:
-            if type(error) is not RuntimeError:  # such as memory that does not suffice
-                raise
-            dtypes = {p.dtype for p in net.parameters() if p.is_floating_point()} - {x.dtype}
-            if dtypes and not torch.is_autocast_enabled(x.device.type):
-                raise TypeError(
-                    f"net failed ({error}), with parameters in {dtypes.pop()} and an input in "
-                    f"{x.dtype}: convert it with .float(), where it does not convert its input; "
-                    'precision="bf16" lets it compute in half precision'
-                ) from error
-            given = {"x": x, "c_noise": c_noise, **condition}
-            shapes = ", ".join(f"{k} {tuple(v.shape)} {v.dtype}" for k, v in given.items())
-            raise RuntimeError(f"net failed, called with {shapes}: {error}") from error
-
-    def _check_autocast(self, active: torch.dtype) -> None:
-        if self.precision != "fp32" and PRECISIONS[self.precision] != active:
-            raise ValueError(
-                f"precision must be 'fp32' or that of the active torch.autocast, {active}, got "
-                f"{self.precision!r}: leave the precision to autocast, model.precision = 'fp32'"
-            )
-
-    def _check_synchronised(self) -> None:
-        """Warn where this rank's gradients will not be averaged with those of the others."""
-        if not (distributed.is_available() and distributed.is_initialized()):
-            return
-        if (
-            distributed.get_world_size() == 1
-            or getattr(DistributedDataParallel, "_active_ddp_module", None) is not None
-            or unwrap(self.net, compiled=False) is not self.net
-            or is_sharded(self.net)
-        ):
-            return
-        warnings.warn(
-            f"the network is trained outside DistributedDataParallel, on "
-            f"{distributed.get_world_size()} ranks: gradients are not averaged. Call the wrapped "
-            "module: DistributedDataParallel(fastmsgm.Loss(model))",
-            stacklevel=3,
-        )
 
     def train(self: Model, mode: bool = True) -> Model:
         """Set the mode, as of any module; during an evaluation, at its end."""
@@ -295,6 +245,7 @@ class ScoreModel(nn.Module, ABC):
     def with_net(self: Model, net: nn.Module) -> Model:
         """Return this model with another network; all else is shared."""
         twin = copy.copy(self)
+        twin.weights_changed()
         if "forward" in twin.__dict__:  # Accelerate's, which is bound to this model
             del twin.forward
         twin._modules = {**self._modules, "net": net}

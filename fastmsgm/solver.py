@@ -43,9 +43,14 @@ class Plan(ABC):
     def checksum(self) -> str:
         """Return the SHA-256 of the numbers, in float32: the last digits vary with the machine."""
         found = hashlib.sha256()
-        for values in (self.noise_levels, self.table, self.c_noise):
+        for values in self.numbers:
             found.update(np.ascontiguousarray(values, np.float32).tobytes())
         return found.hexdigest()
+
+    @property
+    def numbers(self) -> tuple[Array, ...]:
+        """All numbers that decide the samples."""
+        return self.noise_levels, self.table, self.c_noise
 
     @abstractmethod
     def state(self, model: Any, size: int) -> SamplerState:

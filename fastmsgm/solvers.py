@@ -67,14 +67,20 @@ __all__ = [
 ]
 
 
-def resolve(solver: str | Solver | None, model: ScoreModel, steps: int | None = None) -> Solver:
+def resolve(
+    solver: str | Solver | None,
+    model: ScoreModel,
+    steps: int | None = None,
+    guided: bool = False,
+) -> Solver:
     """Return a solver from its name, from itself, or the model's default for None.
 
     Args:
         solver: A key of ``model.solvers``, a Solver, or None.
         model: The model to be sampled.
         steps: Number of steps asked for, where the solver is None: a solver that was fitted for
-            them comes before the default; None asks for the default.
+            them comes before the default.
+        guided: Whether with guidance, for which no solver was fitted.
 
     Raises:
         TypeError: Neither a name nor a Solver.
@@ -85,7 +91,7 @@ def resolve(solver: str | Solver | None, model: ScoreModel, steps: int | None = 
         DPMSolverPP2M(eta=0.0)
     """
     if solver is None:
-        return model.default_solver if steps is None else model.solver_of(steps)
+        return model.solver_of(steps, guided)
     if isinstance(solver, Solver):
         return solver
     if not isinstance(solver, str):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fastmsgm import (
     GBM,
     GBMModel,
+    Loss,
     Rotation,
     RotationModel,
     Step,
@@ -25,7 +26,8 @@ from fastmsgm.data.synthetic import correlated_cauchy
 from fastmsgm.gbm.fitted import FittedSolver, TrainableTable
 from fastmsgm.nets import MLP
 from fastmsgm.sampling import plan_for
-from fastmsgm.solvers import DPMSolverPP2M, Solver, karras_sigmas
+from fastmsgm.solvers import DPMSolverPP2M, Heun, Solver, karras_sigmas, resolve
+from fastmsgm.training.solver_fit import Trajectories
 
 MODES = torch.tensor([-0.5, 0.5])  # of log x, with deviation WIDTH
 WIDTH = 0.1
@@ -129,9 +131,39 @@ def test_sample_finds_the_table_of_its_steps() -> None:
 
 def test_other_steps_take_the_formula() -> None:
     model = small()
-    expected = sample(model, 5, steps=7, solver=model.default_solver, progress=False)
+    before = sample(model, 5, steps=7, progress=False)
     quick(model, 3)
-    assert torch.equal(sample(model, 5, steps=7, solver="sde-dpm++2m", progress=False), expected)
+    assert torch.equal(sample(model, 5, steps=7, progress=False), before)
+
+
+def test_a_table_is_the_default_only_where_it_is_made_so() -> None:
+    model = small()
+    fitted = quick(model, 3)
+    assert plan_for(model).nfe == model.default_solver.default_steps
+    model.default_steps = 3
+    assert resolve(None, model) is fitted
+    assert plan_for(model).nfe == 3
+
+
+def test_a_solver_of_a_subclass_stays_its_default() -> None:
+    class Own(GBMModel):
+        @property
+        def default_solver(self) -> Solver:
+            return Heun()
+
+    torch.manual_seed(0)
+    model = Own.for_data(MLP(3, 8, 1), GBM(8.0), torch.exp(0.3 * torch.randn(200, 3)))
+    quick(model, 3)
+    assert plan_for(model, steps=5).nfe == 9
+
+
+def test_guided_samples_take_the_formula() -> None:
+    model = conditional()
+    model.drop = 0.1
+    options: dict[str, Any] = {"condition": {"age": torch.zeros(4)}, "guidance": 2.0}
+    before = sample(model, 4, steps=3, progress=False, **options)
+    quick(model, 3, condition={"age": torch.randn(8)})
+    assert torch.equal(sample(model, 4, steps=3, progress=False, **options), before)
 
 
 def test_tables_are_saved_with_the_weights(tmp_path: Path) -> None:
@@ -164,19 +196,106 @@ def test_the_weights_and_their_gradients_stay() -> None:
 def test_training_removes_the_tables() -> None:
     model, data = small(), torch.exp(0.3 * torch.randn(50, 3))
     quick(model)
+    model.default_steps = 3
     fit(model, data, steps=1, batch_size=8, progress=False)
+    assert (model.fitted, model.default_steps) == ({}, None)
+
+
+def test_the_training_loss_removes_the_tables() -> None:
+    model = small()
+    quick(model)
+    Loss(model).train()(torch.exp(0.3 * torch.randn(8, 3))).backward()
     assert model.fitted == {}
 
 
-def test_class_labels_and_conditions_reach_the_network() -> None:
+def test_the_loss_of_held_out_data_keeps_the_tables() -> None:
+    model = small()
+    quick(model)
+    Loss(model).eval()(torch.exp(0.3 * torch.randn(8, 3)))
+    assert list(model.fitted) == [3]
+
+
+def test_a_run_that_began_with_tables_is_extended(tmp_path: Path) -> None:
+    model, data = small(), torch.exp(0.3 * torch.randn(50, 3))
+    quick(model)
+    options: dict[str, Any] = {"batch_size": 8, "progress": False, "out": tmp_path, "warmup": 0}
+    fit(model, data, steps=2, **options)
+    quick(model)
+    fit(model, data, steps=3, **options)
+    assert model.fitted == {}
+
+
+def conditional() -> GBMModel:
     torch.manual_seed(0)
     data, labels = torch.exp(0.3 * torch.randn(200, 3)), torch.arange(200) % 4
     net = MLP(3, 8, 1, condition={"age": 1}, classes=4)
-    model = GBMModel.for_data(net, GBM(8.0), data, labels=labels, classes=4).eval()
-    fitted = quick(model, 3, condition={"age": torch.randn(8)}, label=2)
-    x = sample(model, 4, steps=3, condition={"age": torch.zeros(4)}, progress=False)
-    assert x.isfinite().all()
-    assert model.fitted[3] is fitted
+    with torch.no_grad():
+        net.label.weight.normal_()
+    return GBMModel.for_data(net, GBM(8.0), data, labels=labels, classes=4).eval()
+
+
+def test_the_fit_sees_the_labels_and_conditions_that_sample_gives() -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+    model, age = conditional(), torch.randn(8)
+
+    def record(module: nn.Module, args: Any, kwargs: Any) -> None:
+        seen.append((kwargs["label"].clone(), kwargs["age"].clone()))
+
+    model.net.register_forward_pre_hook(record, with_kwargs=True)
+    quick(model, 3, condition={"age": age}, label=2, batch_size=8, iterations=1, teacher_steps=4)
+    for label, given in seen:
+        assert label.tolist() == [2] * 8
+        assert torch.equal(given.flatten().sort().values, age.sort().values)
+
+
+def test_means_of_the_prior_belong_to_the_labels() -> None:
+    model = conditional()
+    label = torch.tensor([3, 0, 0, 1, 2, 2, 1, 3])
+    ends = Trajectories(model, 8, 4, label, {"age": torch.zeros(8)}, 0, progress=False)
+    expected = torch.log(model.prior.means / model.scale)[label]
+    torch.testing.assert_close(ends.means, expected)
+    # Where the means were another class's, the noise would not be that of the stream.
+    others = Trajectories(model, 8, 4, 0, {"age": torch.zeros(8)}, 0, progress=False)
+    torch.testing.assert_close(ends.noise, others.noise, rtol=0, atol=1e-5)
+
+
+# ---- features ----
+
+
+def test_features_are_part_of_the_loss() -> None:
+    model = small()
+    assert quick(model) != quick(model, features=lambda x: x[:, :1])
+
+
+def test_several_features_and_those_of_a_module_in_training_mode() -> None:
+    torch.manual_seed(0)
+    features = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).train()
+    before = {k: v.clone() for k, v in features.state_dict().items()}
+    quick(small(), features=features)
+    quick(small(), features=lambda x: (x, x.square()))
+    assert features.training
+    assert all(torch.equal(v, before[k]) for k, v in features.state_dict().items())
+
+
+@pytest.mark.parametrize("wrong", [None, [], torch.zeros(3), torch.zeros(5, 2), 1.0])
+def test_what_are_no_features_is_refused(wrong: Any) -> None:
+    with pytest.raises(TypeError, match="features must return a tensor"):
+        quick(small(), features=lambda x: wrong)
+    with pytest.raises(TypeError, match="features must be a function of samples, or None"):
+        quick(small(), features=3)
+
+
+def test_a_gradient_that_is_not_finite_is_reported() -> None:
+    with pytest.raises(FloatingPointError, match="its gradient is not finite at iteration 0"):
+        quick(small(), features=lambda x: (x - x.detach()).sqrt() + x)
+
+
+def test_tables_that_differ_in_the_first_input_alone_are_told_apart() -> None:
+    row = (1.0, 1.0, 0.0, 1.0, 0.0, 0.0)
+    a, b = FittedSolver((row,)), FittedSolver(((1.0, 0.5, *row[2:]),))
+    plans = [solver.plan(small().preconditioning, 1).checksum() for solver in (a, b)]
+    assert plans[0] != plans[1]
+    assert repr(a) != repr(b)
 
 
 def test_a_table_is_for_its_number_of_steps() -> None:
@@ -204,7 +323,8 @@ def test_what_cannot_be_fitted_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "table", [(), ((1.0, 1.0),), ((0.0, 1, 1, 1, 1, 1),), ((1.0, 1, 1, 1, math.nan, 1),)]
+    "table",
+    [(), None, (1.0,) * 6, ((1.0, 1.0),), ((0.0, 1, 1, 1, 1, 1),), ((1.0, 1, 1, 1, math.nan, 1),)],
 )
 def test_a_wrong_table_is_refused(table: Any) -> None:
     with pytest.raises(ValueError, match="table must be rows of sigma, c_in, A, B, B', C"):

@@ -13,12 +13,13 @@ from .blocks import one_pass
 from .files import NAMES, load
 from .folders import image_folder
 from .images import cifar10, fashion_mnist, kmnist, mnist
-from .order import DataOrder
+from .order import DataOrder, OversampledOrder
 
 __all__ = [
     "NAMES",
     "Batches",
     "DataOrder",
+    "OversampledOrder",
     "cifar10",
     "fashion_mnist",
     "image_folder",

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
-from fastmsgm.checks import check_conditions, check_int, check_mapping
-from fastmsgm.data.items import as_float, split
+from fastmsgm.checks import check_int
+from fastmsgm.data.items import as_float, conditions_beside, split
 from fastmsgm.data.loaders import (
     Data,
     Keyed,
@@ -27,7 +27,7 @@ from fastmsgm.data.loaders import (
     on_cpu,
     rebuilt,
 )
-from fastmsgm.data.order import DataOrder, OversampledOrder, check_batch_size
+from fastmsgm.data.order import DataOrder, OversampledOrder, check_batch_size, check_subset
 from fastmsgm.data.own_order import OwnOrder
 from fastmsgm.processes import Processes
 
@@ -55,7 +55,8 @@ class Batches:
     """Endless batches for training.
 
     The batches of a tensor, of a map-style data set and of a loader over one in its default order
-    (shuffled or not) are those of ``DataOrder``. The loader's ``collate_fn``, workers and memory
+    (shuffled or not) are those of ``DataOrder``; a loader whose ``batch_sampler`` is a ``DataOrder``
+    or an ``OversampledOrder`` keeps that one, with its seed. The loader's ``collate_fn``, workers and memory
     pinning are kept; a ``worker_init_fn`` finds the data set at
     ``get_worker_info().dataset.dataset``. An ``IterableDataset``, and a loader with a sampler of
     the user's own, are iterated as they are, epoch after epoch.
@@ -139,11 +140,17 @@ class Batches:
         if self.samples == 0:
             raise ValueError(f"{name} must have at least one sample, got none")
         self._own_order = OwnOrder(self._loader, transform, self._seed, name)
+        own: Any = self._loader.batch_sampler
+        is_ours = isinstance(own, DataOrder | OversampledOrder)
+        self._order_seed: int = own.seed if is_ours else self._seed
         self._oversampled: tuple[Tensor, int] | None = None
+        if self.exact and isinstance(own, OversampledOrder):
+            self._oversampled = own.subset, own.count
         x, condition_of_items = self._first_batch()
         self.shape, self.batch_size = tuple(x.shape[1:]), loaded or len(x)
         self.sizes: int | str = loaded or "loader"
-        self._given = self._checked(labels, condition, condition_of_items)
+        n = self.samples if self.exact else None
+        self._given = conditions_beside(labels, condition, condition_of_items, n, name)
 
     def iterate(self, first_step: int = 0) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """Yield batches without end.
@@ -215,12 +222,17 @@ class Batches:
         if not self.exact:
             yield from self._own_order.epoch()
             return
-        n = length(self._loader) or 0
+        n = self.samples or 0
         batches = [
             range(first, min(first + self.batch_size, n)) for first in range(0, n, self.batch_size)
         ]
         indices = (torch.tensor(batch, dtype=torch.int64, device="cpu") for batch in batches)
         yield from self._read(indices, Keyed(batches, self._seed, 0))
+
+    @property
+    def oversampled(self) -> bool:
+        """Whether batches begin with samples of a subset."""
+        return self._oversampled is not None
 
     def oversample(self, subset: Tensor, count: int) -> None:
         """Let every batch begin with samples of a subset (``OversampledOrder``).
@@ -232,19 +244,24 @@ class Batches:
             count: How many samples of a batch are of the subset, 1 .. batch_size - 1.
 
         Raises:
-            ValueError: Batches are not exact, or count is out of range.
+            TypeError: subset is not an int64 tensor, or count not an int.
+            ValueError: Batches are not exact, or an argument is out of range.
         """
+        self.check_exact()
+        subset = check_subset(subset, self.samples or 0)
+        self._oversampled = subset, check_int("count", count, 1, self.batch_size - 1)
+
+    def check_exact(self) -> None:
+        """Raise ValueError where samples cannot be chosen by their index."""
         if not self.exact:
             raise ValueError(
                 f"{self._name} must have a fixed order for samples to be chosen by their index, "
-                "got an order of their own: give a tensor, or a map-style data set"
+                "got an order of their own: give a tensor, a map-style data set, or a loader "
+                "without a sampler of your own"
             )
-        self._oversampled = subset.cpu(), check_int("count", count, 1, self.batch_size - 1)
 
     def _order(self, first_step: int = 0) -> DataOrder | OversampledOrder:
-        own = self._loader.batch_sampler
-        seed = own.seed if isinstance(own, DataOrder) else self._seed
-        n = length(self._loader) or 0
+        n, seed = self.samples or 0, self._order_seed
         if self._oversampled is None:
             return DataOrder(n, self.batch_size, seed, first_step)
         subset, count = self._oversampled
@@ -261,7 +278,7 @@ class Batches:
         """
         read = iter(())
         if self._tensor is None:
-            read = map(self._split, self._rebuilt(keyed))
+            read = (split(batch, self._name) for batch in self._rebuilt(keyed))
         for indices in batches:
             if self._tensor is None:
                 x, condition = next(read)
@@ -273,37 +290,10 @@ class Batches:
     def _rebuilt(self, keyed: Keyed, workers: int | None = None) -> Iterator[Any]:
         return on_cpu(rebuilt(self._loader, keyed, self._transform, workers, self._name))
 
-    def _split(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        return split(batch, self._name)
-
     def _first_batch(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Return one batch, to know its shape and conditions before any work; it is not lost."""
         if self.exact:
             # In a worker where there are workers: data sets may not be read before a fork.
             first = Keyed([[0]], self._seed, 0)
-            return self._split(next(self._rebuilt(first, workers=1)))
+            return split(next(self._rebuilt(first, workers=1)), self._name)
         return self._own_order.first()
-
-    def _checked(
-        self,
-        labels: Tensor | None,
-        condition: Mapping[str, Tensor] | None,
-        condition_of_items: Mapping[str, Tensor],
-    ) -> dict[str, Tensor]:
-        """Return the labels and conditions that were given beside the data, by name."""
-        condition = check_mapping(condition)
-        names = [*(["labels"] if labels is not None else []), *condition]
-        if names and not self.exact:
-            raise ValueError(
-                f"{', '.join(names)} must come with the items of {self._name} that are iterated in "
-                "an order of their own, which is unknown: give items (x, label) or "
-                "(x, {name: value})"
-            )
-        given = check_conditions(labels, condition, self.samples or 0)
-        twice = [name for name in given if name in condition_of_items]
-        if twice:
-            raise ValueError(
-                f"{', '.join(twice)} must be given once, got it as an argument and in the items "
-                f"of {self._name}: leave out one"
-            )
-        return given

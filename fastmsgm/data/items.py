@@ -10,13 +10,13 @@ conditioned on under its name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastmsgm.checks import check_conditions
+from fastmsgm.checks import check_conditions, check_mapping
 
 X_NAMES = ("x", "image", "data")  # of the sample in an item that is a mapping
 
@@ -95,6 +95,43 @@ def split(batch: Any, name: str = "data") -> tuple[Tensor, dict[str, Tensor]]:
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name}: in the items, {error}") from error
     return as_float(x, name), given
+
+
+def conditions_beside(
+    labels: Tensor | None,
+    condition: Mapping[str, Tensor] | None,
+    of_items: Collection[str],
+    n: int | None,
+    name: str = "data",
+) -> dict[str, Tensor]:
+    """Return the labels and conditions that are given beside the data, by name.
+
+    Args:
+        labels: (n,) integers, or None.
+        condition: Tensors (n, ...) by name, or None.
+        of_items: Names of those in the items.
+        n: Number of samples; None where they have an order of their own.
+        name: Of the data, in messages.
+
+    Raises:
+        TypeError: Labels or conditions of the wrong type.
+        ValueError: Of another shape, of data in an order of their own, or also in the items.
+    """
+    condition = check_mapping(condition)
+    names = [*(["labels"] if labels is not None else []), *condition]
+    if names and n is None:
+        raise ValueError(
+            f"{', '.join(names)} must come with the items of {name} that are iterated in an order "
+            "of their own, which is unknown: give items (x, label) or (x, {name: value})"
+        )
+    given = check_conditions(labels, condition, n or 0)
+    twice = [key for key in given if key in of_items]
+    if twice:
+        raise ValueError(
+            f"{', '.join(twice)} must be given once, got it as an argument and in the items of "
+            f"{name}: leave out one"
+        )
+    return given
 
 
 def _check_kind(key: str, values: Any, name: str) -> None:

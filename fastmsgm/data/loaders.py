@@ -22,7 +22,7 @@ from torch.utils.data import (
 
 from fastmsgm import rng
 from fastmsgm.data.items import as_float, transformed, x_of
-from fastmsgm.data.order import DataOrder
+from fastmsgm.data.order import DataOrder, OversampledOrder
 
 Data: TypeAlias = Tensor | Dataset[Any] | DataLoader[Any]
 T = TypeVar("T")
@@ -85,17 +85,18 @@ def length(loader: DataLoader[Any]) -> int | None:
 def batch_size_of(loader: DataLoader[Any]) -> int | None:
     """Return the samples of a batch; None where the loader does not say."""
     batches = loader.batch_sampler
-    return batches.batch_size if isinstance(batches, DataOrder) else loader.batch_size
+    known = isinstance(batches, DataOrder | OversampledOrder)
+    return batches.batch_size if known else loader.batch_size
 
 
 def is_default_order(loader: DataLoader[Any]) -> bool:
-    """Whether the loader leaves the order to PyTorch, or to ``DataOrder``."""
+    """Whether the loader leaves the order to PyTorch, ``DataOrder`` or ``OversampledOrder``."""
     if type(loader).__iter__ is not DataLoader.__iter__:  # it does something else, too
         return False
     if isinstance(loader.dataset, IterableDataset):
         return False
     sampler, batches = loader.sampler, loader.batch_sampler
-    if isinstance(batches, DataOrder):
+    if isinstance(batches, DataOrder | OversampledOrder):
         return batches.n == length(loader)
     every_item_once = type(sampler) is SequentialSampler or (
         type(sampler) is RandomSampler

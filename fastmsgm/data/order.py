@@ -74,7 +74,8 @@ class DataOrder(Sampler[list[int]]):
 class OversampledOrder(Sampler[list[int]]):
     """Batch sampler of which every batch begins with samples of a subset.
 
-    Those are the permutations of the subset, one after the other. The others of a batch are of all
+    For a ``Loss`` in a training loop of one's own; ``fit(tail=...)`` builds one. Those samples are
+    the permutations of the subset, one after the other. The others of a batch are of all
     samples, in the order of ``DataOrder`` with batches of their number. Both orders are
     independent: the words of ``DataOrder`` are those of sample 0 of the noise stream at the step
     that is the epoch, those of epoch e of the subset of sample 1 + e at step 0.
@@ -84,12 +85,12 @@ class OversampledOrder(Sampler[list[int]]):
         batch_size: Samples of a batch.
         seed: Seed of the noise stream, 0 .. 2^64 - 1.
         first_step: The batch that iteration begins with.
-        subset: (m,) int64, indices of samples.
+        subset: (m,) int64, indices of samples in 0 .. n - 1, on any device; kept on the CPU.
         count: How many samples of a batch are of the subset, 1 .. batch_size - 1.
 
     Raises:
-        TypeError: An argument is not an int.
-        ValueError: An argument is out of range.
+        TypeError: subset is not an int64 tensor, or another argument not an int.
+        ValueError: An argument is out of range, or subset empty or of another shape.
 
     Example:
         >>> order = OversampledOrder(100, 8, subset=torch.tensor([3, 7, 9]), count=6)
@@ -107,12 +108,12 @@ class OversampledOrder(Sampler[list[int]]):
         subset: Tensor,
         count: int,
     ) -> None:
+        self.n = check_int("n", n, 1)
         self.batch_size = check_batch_size(batch_size)
         self.count = check_int("count", count, 1, self.batch_size - 1)
-        if len(subset) < 1:
-            raise ValueError("subset must have at least one sample, got none")
-        self.subset = subset
-        self._all = DataOrder(n, self.batch_size - self.count, seed, first_step)
+        self.subset = check_subset(subset, self.n)
+        self._all = DataOrder(self.n, self.batch_size - self.count, seed, first_step)
+        self.seed = self._all.seed
         self._epochs = range(0)
         self._permutations = torch.empty(0, dtype=torch.int64, device="cpu")
 
@@ -126,12 +127,39 @@ class OversampledOrder(Sampler[list[int]]):
         m, first = len(self.subset), step * self.count
         epochs = range(first // m, (first + self.count - 1) // m + 1)
         if epochs != self._epochs:
-            stream = rng.stream(self._all.seed, 1 + epochs.start)
+            stream = rng.stream(self.seed, 1 + epochs.start)
             words = rng.words(len(epochs), -(-m // 4), stream, rng.Purpose.DATA_ORDER, 0)
             order = words.flatten(1)[:, :m].argsort(dim=1, stable=True)
             self._epochs, self._permutations = epochs, order.flatten()
         at = first - epochs.start * m
         return torch.cat((self.subset[self._permutations[at : at + self.count]], others))
+
+
+def check_subset(subset: Tensor, n: int) -> Tensor:
+    """Return indices of some of n samples, on the CPU; TypeError or ValueError where they are not.
+
+    Args:
+        subset: (m,) int64.
+        n: Number of samples in the data set.
+    """
+    if not isinstance(subset, Tensor) or subset.dtype != torch.int64:
+        got = subset.dtype if isinstance(subset, Tensor) else type(subset).__name__
+        raise TypeError(
+            f"subset must be a tensor of int64 indices, got {got}: give torch.tensor([...]), or "
+            "the indices of a mask, mask.nonzero()[:, 0]"
+        )
+    if subset.ndim != 1 or len(subset) < 1:
+        raise ValueError(
+            "subset must have shape (m,) with at least one sample, got "
+            f"{tuple(subset.shape)}: give the indices of the samples"
+        )
+    least, most = (int(value) for value in subset.aminmax())
+    if least < 0 or most >= n:
+        raise ValueError(
+            f"subset must be of indices in 0 .. {n - 1}, got {least} .. {most}: give those of the "
+            "data set that is sampled"
+        )
+    return subset.cpu()
 
 
 def check_batch_size(batch_size: int) -> int:

@@ -11,6 +11,7 @@ level that it is told.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -48,7 +49,10 @@ class FittedSolver(Solver):
     table: tuple[tuple[float, ...], ...]
 
     def __post_init__(self) -> None:
-        rows = tuple(tuple(row) for row in self.table)
+        try:
+            rows = tuple(tuple(row) for row in self.table)
+        except TypeError:  # no rows
+            rows = ()
         good = rows and all(len(row) == len(COLUMNS) and all(map(is_number, row)) for row in rows)
         if not good or any(min(row[:2]) <= 0 for row in rows):
             raise ValueError(
@@ -59,7 +63,8 @@ class FittedSolver(Solver):
 
     def __repr__(self) -> str:
         sigmas = ", ".join(f"{row[0]:.3g}" for row in self.table)
-        return f"FittedSolver({len(self.table)} network calls at sigma = {sigmas})"
+        digest = hashlib.sha256(repr(self.table).encode()).hexdigest()[:8]
+        return f"FittedSolver({len(self.table)} network calls at sigma = {sigmas}; {digest})"
 
     @property  # of an instance, since it is the length of a table
     def default_steps(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -114,9 +119,8 @@ class TrainableTable(nn.Module):
         self.model = model
         c_in = np.append(plan.c_in, plan.table[:-1, 8])
         start = np.column_stack((np.log(plan.noise_levels), np.log(c_in), plan.table[:, :4]))
-        device = model.device
-        self.log_inputs = nn.Parameter(torch.tensor(start[:, :2], device=device))
-        self.coefficients = nn.Parameter(torch.tensor(start[:, 2:], device=device))
+        self.log_inputs = nn.Parameter(torch.tensor(start[:, :2], device="cpu"))
+        self.coefficients = nn.Parameter(torch.tensor(start[:, 2:], device="cpu"))
 
     def forward(self, noise: Tensor, means: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
         """Return the samples y = log(x / scale), (n, ...).
@@ -127,11 +131,12 @@ class TrainableTable(nn.Module):
             condition: What else the network is conditioned on, each (n, ...).
         """
         model, log_std = self.model, self.model.log_std
-        log_sigmas, log_c_in = self.log_inputs.float().unbind(1)
+        inputs, rows = (p.to(noise.device, torch.float32) for p in self.parameters_of_table())
+        log_sigmas, log_c_in = inputs.unbind(1)
         sigmas = log_sigmas.exp()
         y = means + torch.sqrt(model.variance + sigmas[0].square()) * noise
         previous = torch.zeros_like(y)
-        for k, (a, b, b_previous, c) in enumerate(self.coefficients.float().unbind(0)):
+        for k, (a, b, b_previous, c) in enumerate(rows.unbind(0)):
             total = sigmas[k].square() + log_std**2
             c_noise = (log_sigmas[k] / 4).expand(len(y))
             model_input = (log_c_in[k].exp() * y).to(model.input_dtype)
@@ -140,6 +145,10 @@ class TrainableTable(nn.Module):
             y = a * y + b * denoised + b_previous * previous + c
             previous = denoised
         return y
+
+    def parameters_of_table(self) -> tuple[nn.Parameter, nn.Parameter]:
+        """Return (R, 2) log sigma and log c_in, and (R, 4) coefficients, float64 on the CPU."""
+        return self.log_inputs, self.coefficients
 
     def solver(self) -> FittedSolver:
         """Return the table as it is now."""

@@ -136,6 +136,6 @@ class FunctionGBM(GBMModel):
         self.preconditioning = FunctionPreconditioning(process, "hyvarinen", 0.0)
 
     @property
-    def formula_solver(self) -> Solver:
+    def default_solver(self) -> Solver:
         """SDE-DPM-Solver++(2M), or Dale-Langevin for a process with a drift in log x."""
         return DaleLangevin() if self.process.log_drift else DPMSolverPP2M(eta=1.0)

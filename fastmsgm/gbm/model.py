@@ -44,6 +44,12 @@ class GBMModel(ScoreModel):
         bounds: The data's own range, to which samples are clamped, or None.
         precision: "fp32", "bf16" or "fp16", what the network computes in. The state is float32.
 
+    Attributes:
+        fitted: Solvers that ``fit_solver`` fitted to the network, by their number of steps, which
+            ``sample`` uses for so many steps. Training removes them.
+        default_steps: Number of steps of the fitted solver that ``sample`` uses where none is asked
+            for; None is ``default_solver``.
+
     Raises:
         TypeError: net is not a module, process not a GBM, or classes not an int.
         ValueError: An argument out of range, a number of classes that is not the network's, a prior
@@ -53,6 +59,7 @@ class GBMModel(ScoreModel):
     family: ClassVar[str] = "GBM"
     solvers = SOLVERS
     preconditioning: GBMPreconditioning
+    default_steps: int | None
     scale: Tensor
     means: Tensor
 
@@ -79,7 +86,8 @@ class GBMModel(ScoreModel):
                 "give labels that hold every class"
             )
         process.check_range(max(prior.variance, log_std**2))
-        self.variance = prior.variance
+        self.variance, self.default_steps = prior.variance, None
+        self.fitted: dict[int, FittedSolver] = {}
         self.register_buffer("scale", scale.detach())
         self.register_buffer("means", prior.means.detach().clone())  # not the scale's memory
 
@@ -184,22 +192,21 @@ class GBMModel(ScoreModel):
 
     @property
     def default_solver(self) -> Solver:
-        """The fitted solver of most network calls, where there is one, else ``formula_solver``."""
-        return self.fitted[max(self.fitted)] if self.fitted else self.formula_solver
-
-    def solver_of(self, steps: int) -> Solver:
-        return self.fitted.get(steps, self.formula_solver)
-
-    @property
-    def formula_solver(self) -> Solver:
         """DPM-Solver++(2M) for a denoiser, else Dale-Langevin.
 
-        Noise (eta = 1) corrects errors of the network. Where it knows the class they are smaller,
-        and the ODE is better.
+        As an SDE, whose noise corrects errors of the network, or, for a class-conditional model, as
+        the ODE: docs/solvers.md and the README have the figures of one model each.
         """
         if not self.preconditioning.denoiser:
             return DaleLangevin()
         return DPMSolverPP2M(eta=0.0 if self.classes else 1.0)
+
+    def solver_of(self, steps: int | None, guided: bool = False) -> Solver:
+        fitted = self.fitted.get(self.default_steps if steps is None else steps)
+        return self.default_solver if fitted is None or guided else fitted
+
+    def weights_changed(self) -> None:
+        self.fitted, self.default_steps = {}, None  # not cleared: a copy may share it
 
     @property
     def prior(self) -> LogNormalPrior:
@@ -243,6 +250,7 @@ class GBMModel(ScoreModel):
             "offset": self.offset,
             "bounds": self.bounds,
             "shape": self.shape,
+            "default_steps": self.default_steps,
             "fitted": {str(steps): solver.config() for steps, solver in self.fitted.items()},
         }
 
@@ -265,6 +273,7 @@ class GBMModel(ScoreModel):
         )
         tables = map(FittedSolver.from_config, config.get("fitted", {}).values())
         model.fitted = {solver.default_steps: solver for solver in tables}
+        model.default_steps = config.get("default_steps")
         return model
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from fastmsgm.gbm.prior import LogNormalPrior
 from fastmsgm.model import ScoreModel
 from fastmsgm.solver import Plan
 from fastmsgm.state import SamplerState, c_noise_by_step
+from fastmsgm.types import Array
 
 
 class GBMStepFlags(NamedTuple):
@@ -45,6 +47,10 @@ class GBMPlan(Plan):
     c_in: float
     multistep: bool
     flags: GBMStepFlags
+
+    @property
+    def numbers(self) -> tuple[Array, ...]:
+        return *super().numbers, np.array(self.c_in)
 
     def state(self, model: Any, size: int) -> GBMState:
         means = (model.prior.means / model.scale).contiguous()

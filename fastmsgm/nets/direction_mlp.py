@@ -16,7 +16,10 @@ from fastmsgm.nets.mlp import MLP
 class DirectionMLP(MLP):
     """Directions (n, dim) -> (n, dim): an ``MLP`` for rotations of heavy-tailed data.
 
-    The largest samples of heavy-tailed data have few directions. There the denoised direction
+    It is for ``RotationModel`` alone, since it reads the noise level from c_noise =
+    (log B + 3) / 3, with which rotations call their network.
+
+    The largest samples of heavy-tailed data point in few directions. There the denoised direction
     hardly depends on the noised one, which an output in units of the noise can only say through
     differences of large numbers. So the last layer gives a direction M and a residual F, and the
     embedding a width w, the spread of the directions at this norm and noise level:

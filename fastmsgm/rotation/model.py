@@ -27,13 +27,7 @@ from fastmsgm.rotation.dense import check_dense
 from fastmsgm.rotation.directions import check_directions
 from fastmsgm.rotation.loss import SphericalDenoisingLoss
 from fastmsgm.rotation.preconditioning import RotationPreconditioning
-from fastmsgm.rotation.prior import (
-    FEWEST_OVERSAMPLED,
-    TOP_SHARE,
-    LogNorms,
-    RadialPrior,
-    is_heavy_tailed,
-)
+from fastmsgm.rotation.prior import LogNorms, RadialPrior, is_heavy_tailed
 from fastmsgm.rotation.process import Rotation
 from fastmsgm.sde import runge_kutta
 from fastmsgm.sde.model import SDEModel
@@ -43,7 +37,6 @@ from fastmsgm.types import Array
 
 FORWARD_STEPS = 64  # of ``Rotation.simulate`` in training
 OBJECTIVES = ("dsm", "ssm")
-HEAVY_TAIL_SHARE = 0.5  # of a batch, from the largest 1 % of the norms of heavy-tailed data
 _log = logging.getLogger("fastmsgm")
 
 
@@ -60,7 +53,7 @@ class RotationModel(SDEModel):
             sphere (isotropic noise), or "ssm", the paper's sliced score matching.
         probes: Probes of sliced score matching: "rademacher", "gaussian" or "sphere".
         log_norm_max: The largest log-norm that the network is conditioned on; larger ones count as
-            this one, since directions converge as the norm grows. None is no limit.
+            this one, since directions converge as the norm grows. inf is no limit.
         classes: Number of classes of labelled data, 0 for none.
         offset: Added to the data before the process sees them, and removed from samples.
         bounds: The data's own range, to which samples are clamped, or None.
@@ -77,6 +70,7 @@ class RotationModel(SDEModel):
     solvers: ClassVar[Mapping[str, Any]] = spherical.SOLVERS | ring.SOLVERS | runge_kutta.SOLVERS
     preconditioning: RotationPreconditioning
     log_norms: Tensor
+    log_norm_max: Tensor
 
     def __init__(
         self,
@@ -87,7 +81,7 @@ class RotationModel(SDEModel):
         shape: tuple[int, ...],
         objective: str,
         probes: str = "rademacher",
-        log_norm_max: float | None = None,
+        log_norm_max: float = math.inf,
         classes: int = 0,
         offset: float = 0.0,
         bounds: tuple[float, float] | None = None,
@@ -113,9 +107,9 @@ class RotationModel(SDEModel):
             raise ValueError(
                 f"shape must have at least one axis and 2 features, got {tuple(shape)}"
             )
-        if log_norm_max is not None and not is_number(log_norm_max):
+        if not is_number(log_norm_max) and log_norm_max != math.inf:
             raise ValueError(
-                f"log_norm_max must be a finite number or None, got {log_norm_max!r}: use "
+                f"log_norm_max must be a number or inf, got {log_norm_max!r}: use "
                 "RotationModel.for_data, which finds it"
             )
         if process.noise == "dense":
@@ -129,11 +123,13 @@ class RotationModel(SDEModel):
                 process.B_max,
             )
         self._shape, self._objective = shape, objective
-        self.log_norm_max = None if log_norm_max is None else float(log_norm_max)
         self.bandwidth, self.tail = prior.bandwidth, prior.tail
         self.register_buffer("log_norms", prior.log_norms.detach())
-        self._log_norm_mean, self._log_norm_std = _moments(self.log_norms)
-        self.register_load_state_dict_post_hook(_standardise)
+        limit = torch.tensor(float(log_norm_max), dtype=torch.float32, device=self.log_norms.device)
+        self.register_buffer("log_norm_max", limit)
+        self._standardise()
+        self.register_load_state_dict_pre_hook(_without_limit)
+        self.register_load_state_dict_post_hook(RotationModel._standardise)
 
     @classmethod
     def for_data(
@@ -237,8 +233,8 @@ class RotationModel(SDEModel):
     def default_solver(self) -> Solver:
         """DPM-Solver++(2M) for isotropic noise, ring splitting, RK4 on the SDE for dense noise.
 
-        DPM-Solver++(2M) is stochastic where the norms are heavy-tailed: noise returns extremes that
-        stray between the few directions that large norms have.
+        DPM-Solver++(2M) is stochastic where the norms are heavy-tailed. Noise corrects extremes
+        that the deterministic flow leaves between the few directions of large norms.
         """
         if self.process.noise == "isotropic":
             heavy = is_heavy_tailed(self.log_norms)
@@ -257,23 +253,17 @@ class RotationModel(SDEModel):
         return self._shape
 
     @property
-    def default_tail(self) -> float:
-        """0.5 where the norms of the prior are heavy-tailed and at least 10,000, else 0.
-
-        The largest 1 % of fewer would be memorised.
-        """
-        enough = round(TOP_SHARE * len(self.log_norms)) >= FEWEST_OVERSAMPLED
-        return HEAVY_TAIL_SHARE if enough and is_heavy_tailed(self.log_norms) else 0.0
-
-    @property
     def default_loss(self) -> Callable[..., Tensor]:
         return SphericalDenoisingLoss() if self.objective == "dsm" else self.sliced
 
+    def _standardise(self, *_: object) -> None:
+        """Compute what standardises log-norms, now and after loading weights."""
+        self._log_norm_mean = float(self.log_norms.mean())
+        self._log_norm_std = max(float(self.log_norms.std(correction=0)), 1e-3)
+
     def condition_of(self, norms: Tensor) -> dict[str, Tensor]:
         """Return the standardised log-norm, (n,) float32, as "log_norm"; it saturates."""
-        log_norms = torch.log(norms)
-        if self.log_norm_max is not None:
-            log_norms = log_norms.clamp(max=self.log_norm_max)
+        log_norms = torch.log(norms).clamp(max=self.log_norm_max)
         return {"log_norm": (log_norms - self._log_norm_mean) / self._log_norm_std}
 
     def perturb_state(self, x0: Tensor, B: Array, stream: Tensor, step: int) -> Tensor:
@@ -293,7 +283,6 @@ class RotationModel(SDEModel):
             "prior": {"bandwidth": self.bandwidth, "tail": self.tail},
             "objective": self.objective,
             "probes": self.sliced.probes,
-            "log_norm_max": self.log_norm_max,
             "classes": self.classes,
             "offset": self.offset,
             "bounds": self.bounds,
@@ -312,7 +301,7 @@ class RotationModel(SDEModel):
             shape=tuple(config["shape"]),
             objective=config["objective"],
             probes=config["probes"],
-            log_norm_max=config.get("log_norm_max"),  # older checkpoints have none
+            log_norm_max=float(weights.get("log_norm_max", math.inf)),
             classes=config.get("classes", 0),
             offset=config["offset"],
             bounds=config["bounds"] and tuple(config["bounds"]),
@@ -320,11 +309,6 @@ class RotationModel(SDEModel):
         )
 
 
-def _standardise(model: RotationModel, *_: object) -> None:
-    """Recompute the mean and deviation that standardise log-norms, after loading weights."""
-    model._log_norm_mean, model._log_norm_std = _moments(model.log_norms)
-
-
-def _moments(log_norms: Tensor) -> tuple[float, float]:
-    """Return mean and standard deviation, the latter at least 1e-3."""
-    return float(log_norms.mean()), max(float(log_norms.std(correction=0)), 1e-3)
+def _without_limit(model: RotationModel, weights: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Let weights from before there was a limit be loaded: they have none."""
+    weights.setdefault(f"{prefix}log_norm_max", torch.full_like(model.log_norm_max, math.inf))

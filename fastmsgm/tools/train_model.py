@@ -115,7 +115,7 @@ def _rotation_model(
     beta_max: float,
 ) -> ScoreModel:
     return RotationModel.for_data(
-        _net(samples, args, {"log_norm": 1}),
+        _net(samples, args, {"log_norm": 1}, nets.DirectionMLP),
         Rotation(noise=noise, beta_max=beta_max),
         samples.x,
         pareto=pareto,
@@ -138,13 +138,19 @@ BUILDERS: dict[str, Callable[..., ScoreModel]] = {  # called with the options of
 }
 
 
-def _net(samples: Samples, args: argparse.Namespace, own: Mapping[str, int]) -> nn.Module:
+def _net(
+    samples: Samples,
+    args: argparse.Namespace,
+    own: Mapping[str, int],
+    perceptron: type[nets.MLP] = nets.MLP,
+) -> nn.Module:
     """Return a U-Net for images, a perceptron for vectors.
 
     Args:
         samples: The training data.
         args: Of the command.
         own: The conditions of the family, numbers per sample by name.
+        perceptron: The class of the perceptron.
     """
     condition = {**own, **{k: v[0].numel() for k, v in samples.condition.items()}}
     shape = samples.x.shape[1:]
@@ -165,4 +171,4 @@ def _net(samples: Samples, args: argparse.Namespace, own: Mapping[str, int]) -> 
         )
     if args.levels is not None:
         raise ValueError(f"--levels is for images, got vectors {tuple(samples.x.shape)}")
-    return nets.MLP(shape[0], args.width, condition=condition, classes=samples.classes)
+    return perceptron(shape[0], args.width, condition=condition, classes=samples.classes)

@@ -69,7 +69,13 @@ def check_options(
     )
     _check("clip", clip, clip == math.inf or (is_number(clip) and clip > 0), "positive")
     _check("ema", ema, is_number(ema) and 0 <= ema < 1, "in [0, 1)")
-    _check("tail", tail, tail is None or (is_number(tail) and 0 <= tail < 1), "in [0, 1) or None")
+    _check(
+        "tail",
+        tail,
+        tail is None or (is_number(tail) and 0 <= tail < 1),
+        "in [0, 1) or None",
+        "give a share of every batch, such as 0.5, or leave it out",
+    )
     if callback is not None and not callable(callback):
         raise TypeError(
             f"callback must be a function of a TrainStep or None, got {type(callback).__name__}"
@@ -81,9 +87,9 @@ def check_options(
         raise ValueError("out must be the name of a folder, got '': give one, or None")
 
 
-def _check(name: str, value: object, good: bool, allowed: str) -> None:
+def _check(name: str, value: object, good: bool, allowed: str, remedy: str = "") -> None:
     if not good:
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+        raise ValueError(f"{name} must be {allowed}, got {value!r}{remedy and ': ' + remedy}")
 
 
 def check_data(name: str, model: ScoreModel, data: Data, batches: Batches) -> None:

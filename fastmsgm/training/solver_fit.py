@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fastmsgm.checks import check_int
@@ -25,10 +25,10 @@ from fastmsgm.constants import TINY
 from fastmsgm.gbm.fitted import FittedSolver, TrainableTable
 from fastmsgm.gbm.model import GBMModel
 from fastmsgm.gbm.solvers import DPMSolverPP2M
-from fastmsgm.model import check_bare_model
 from fastmsgm.modes import evaluation
 from fastmsgm.sampling import sample
 from fastmsgm.step import Step
+from fastmsgm.training.checks import check_model
 
 TEACHER = DPMSolverPP2M()
 RATES = (0.03, 0.01)  # peak learning rates of log sigma and log c_in, and of the coefficients
@@ -111,26 +111,31 @@ def fit_solver(
 ) -> FittedSolver:
     """Fit a solver of few network calls to a model, and keep it in ``model.fitted``.
 
-    ``sample(model, steps=steps)`` then uses it, and ``model.save`` stores it with the weights. The
-    loss is the mean absolute difference of log x between samples of the fitted solver and those of
-    DPM-Solver++(2M) with ``teacher_steps`` calls, from the same noise; and, with ``features``, that
-    of their features and the squared difference of the features' means, each relative to its value
-    at the start. Adam starts at DPM-Solver++(2M) of ``steps`` calls. The same arguments give the
-    same table on one machine. ``fit`` removes the tables, since they are of the network as it was.
+    ``sample(model, steps=steps)`` then uses it, without guidance, and ``model.save`` stores it with
+    the weights. ``model.default_steps = steps`` makes it the default of ``sample(model)``. Training
+    removes it, since it is of the network as it was.
+
+    The loss is the mean absolute difference of log x between samples of the fitted solver and those
+    of DPM-Solver++(2M) with ``teacher_steps`` calls, from the same noise; and, with ``features``,
+    that of their features and the squared difference of the features' means, each relative to its
+    value in the first batch. Adam starts at DPM-Solver++(2M) of ``steps`` calls. The same arguments
+    give the same table on one machine.
 
     Args:
         model: A denoiser, on its own device; its weights stay as they are.
         steps: Network calls of the fitted solver.
         teacher_steps: Network calls of the teacher, more than ``steps``. Choose the teacher for its
             quality: the fitted solver seldom exceeds it.
-        features: A differentiable function from samples (n, ...) in the data's own range to
-            features (n, ...), or to several; such as layers of a classifier.
+        features: A differentiable function from samples (n, ...) in the data's own units, not
+            clamped, to features (n, ...) or a sequence of them, such as layers of a classifier. A
+            module is evaluated in evaluation mode.
         n: Number of the teacher's samples.
         iterations: Steps of Adam, with cosine decay.
         batch_size: Samples of each.
         label: Of a class-conditional model, as of ``sample``; None takes the classes in turn.
         condition: What else the network is conditioned on, as of ``sample``: (n, ...) by name.
-        seed: Of the noise and the batches.
+        seed: Of the noise and the batches. The teacher's are samples 0 .. n - 1 of
+            ``sample(model, seed=seed)``: judge a table with another seed.
         progress: Show progress bars.
 
     Returns:
@@ -139,7 +144,8 @@ def fit_solver(
     Raises:
         TypeError: The model is not a ``GBMModel``, or an argument of the wrong type.
         ValueError: The model is not a denoiser, or an argument is out of range.
-        FloatingPointError: The loss became NaN or infinite.
+        FloatingPointError: The loss or its gradient became NaN or infinite.
+        NonFiniteError: A sample of the teacher did.
 
     Example:
         >>> model = fastmsgm.load("fashion-gbm")
@@ -148,7 +154,7 @@ def fit_solver(
         >>> plan_for(model, steps=2).nfe
         2
     """
-    check_bare_model(model, "give the model inside, model.module")
+    check_model(model)
     if not isinstance(model, GBMModel):
         raise TypeError(
             f"model must be a GBMModel, got {type(model).__name__}: other families have the "
@@ -183,7 +189,11 @@ def _descend(
     """Fit the table by Adam; the learning rates decay to zero."""
     parameters = [table.log_inputs, table.coefficients]
     optimizer = torch.optim.Adam([{"params": [p]} for p in parameters], betas=BETAS)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    held = [
+        *table.model.modules(),
+        *(features.modules() if isinstance(features, nn.Module) else ()),
+    ]
     title = f"fitting {len(table.coefficients)} network calls"
     first: list[float] = []
     with tqdm(total=iterations, disable=not progress, desc=title, unit="step") as bar:
@@ -191,9 +201,10 @@ def _descend(
             decay = (1 + math.cos(math.pi * step / iterations)) / 2
             for group, peak in zip(optimizer.param_groups, RATES, strict=True):
                 group["lr"] = peak * decay
-            index = torch.randperm(len(teacher.samples), generator=generator)[:batch_size]
+            n = len(teacher.samples)
+            index = torch.randperm(n, generator=generator, device="cpu")[:batch_size]
             noise, means, condition, samples = teacher.batch(index.to(teacher.samples.device))
-            with evaluation(table.model), torch.enable_grad():
+            with evaluation(held), torch.enable_grad():
                 distances = _distances(
                     table.model, table(noise, means, condition), samples, features
                 )
@@ -201,10 +212,10 @@ def _descend(
                 loss = torch.stack([d / f for d, f in zip(distances, first, strict=True)]).mean()
                 gradients = torch.autograd.grad(loss, parameters)
             value = loss.item()
-            if not math.isfinite(value):
+            if not all(math.isfinite(x) for x in (value, *(float(g.sum()) for g in gradients))):
                 raise FloatingPointError(
-                    f"the loss is {value} at iteration {step}: give more steps, or a model whose "
-                    "many-call samples are finite"
+                    f"the loss ({value}) or its gradient is not finite at iteration {step}: give "
+                    "more steps, or features that are differentiable at every sample"
                 )
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
@@ -230,9 +241,23 @@ def _distances(
     distances = [(y - samples).abs().mean()]
     if features is None:
         return distances
-    ours, theirs = (features(torch.exp(x) * model.scale - model.offset) for x in (y, samples))
-    pairs = [(ours, theirs)] if isinstance(ours, Tensor) else zip(ours, theirs, strict=True)
-    for a, b in pairs:
+    ours, theirs = (
+        _as_features(features(torch.exp(x) * model.scale - model.offset), len(x))
+        for x in (y, samples)
+    )
+    for a, b in zip(ours, theirs, strict=True):
         difference = (a - b).flatten(1)
         distances += [difference.abs().mean(), difference.mean(0).square().mean()]
     return distances
+
+
+def _as_features(found: object, n: int) -> list[Tensor]:
+    """Return the features of n samples, checked."""
+    several = list(found) if isinstance(found, (list, tuple)) else [found]
+    tensors = [x for x in several if isinstance(x, Tensor) and x.ndim > 1 and len(x) == n]
+    if not several or len(tensors) < len(several):
+        raise TypeError(
+            f"features must return a tensor ({n}, ...) or a sequence of them for {n} samples, got "
+            f"{type(found).__name__}"
+        )
+    return tensors

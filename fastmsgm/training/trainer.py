@@ -216,7 +216,7 @@ def fit(
         tell_of_resume(run, batches, lr_of, lr, warmup)
         loss_of = Loss(model, loss, seed=seed, drop=drop)
         model.precision = precision
-        model.fitted.clear()  # tables of the network as it was
+        model.weights_changed()
         optimizer_steps = OptimizerSteps(
             loss_of, optim, batches, run.step, lr_of, clip, accumulate, processes
         )

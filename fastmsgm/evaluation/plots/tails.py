@@ -20,6 +20,7 @@ _OFF_AXIS = 10.0  # degrees from every axis, beyond which an extreme is drawn in
 _SMALLEST = 1e-5  # degrees: below, directions in float32 are equal
 _LEVELS = (0.1, 0.5, 0.9)  # of the angle given the norm
 _IN_A_BIN = 50  # vectors at least
+_IN_A_TAIL = 10  # norms beyond the end of a survival function, which fewer do not determine
 
 
 class _Vectors(NamedTuple):
@@ -47,9 +48,9 @@ def heavy_tails(sets: dict[str, Tensor], axes: Tensor, path: str | os.PathLike[s
     A column for each set. Above, the directions of its largest 1 %, seen in the two features in
     which the lines are farthest apart; the distance from the centre grows with the logarithm of the
     norm, as far as the rim. In the middle, the angle to the nearest line against the norm, with the
-    quantiles of the data in every panel. Vectors of the largest 1 % that are more than 10 degrees
-    off are red in both. Titles state their share, and quantiles of the angle. Below, the survival
-    functions of the norms.
+    quantiles of the data in every panel, and the set's own median. Vectors of the largest 1 % that
+    are more than 10 degrees off are red in both. Titles state their share, and quantiles of the
+    angle. Below, the survival functions of the norms, as far as ten of them are larger.
 
     Args:
         sets: Up to three of (n, d) samples by name, the data first. The scatter plots show the
@@ -83,15 +84,23 @@ def heavy_tails(sets: dict[str, Tensor], axes: Tensor, path: str | os.PathLike[s
         _rays(rays, vectors.extremes, axes[:, pair].double(), pair, float(band[0].max()), color)
         share = float(extremes.off_axis.double().mean())
         rays.set_title(
-            f"{name}\nlargest 1 %: {100 * share:.1f} % are over {_OFF_AXIS:g}° off every axis",
-            fontsize=11,
+            f"{name}\nof the largest 1 % of {len(x):,} vectors, {100 * share:.1f} % are over "
+            f"{_OFF_AXIS:g}° off",
+            fontsize=10,
         )
         panel = picture.add_subplot(layout[1, i])
         # Limits come first: a set without positive angles would have no logarithmic scale.
         panel.set(**limits, xlabel="norm")
         _angles(panel, vectors, band, color)
+        if i:
+            own = _band(whole[name])
+            panel.plot(own[0], own[1][1], color="white", linewidth=4)
+            panel.plot(own[0], own[1][1], color=color, linewidth=2, label="its own median")
+            panel.legend(loc="lower left")
         middle, high = (float(extremes.angles.quantile(level)) for level in _LEVELS[1:])
-        panel.set_title(f"largest 1 %: median {middle:.2g}°, 90 % within {high:.2g}°", fontsize=11)
+        panel.set_title(
+            f"angle of the largest 1 %: median {middle:.2g}°, 90 % {high:.2g}°", fontsize=10
+        )
         if i == 0:
             panel.set_ylabel("angle to the nearest axis (degrees)")
             rays.legend(loc="lower left", fontsize=8)
@@ -154,6 +163,7 @@ def _rays(
         )
     panel.set(xlim=(-rim, rim), ylim=(-rim, rim), aspect="equal")
     panel.set_axis_off()
+    panel.text(rim, -rim, "distance from the centre: log norm", ha="right", va="bottom", fontsize=8)
 
 
 def _angles(panel: Any, vectors: _Vectors, band: tuple[Tensor, Tensor], color: str) -> None:
@@ -172,6 +182,7 @@ def _survival(panel: Any, norms: dict[str, Tensor]) -> None:
     """Draw the survival function of each set of norms, which are in falling order."""
     for (name, r), color in zip(norms.items(), _COLORS, strict=False):
         ranks = torch.arange(1, len(r) + 1, dtype=torch.float64, device="cpu")
-        panel.loglog(r, ranks / len(r), color=color, label=name)
+        first = min(_IN_A_TAIL, len(r) - 1)
+        panel.loglog(r[first:], ranks[first:] / len(r), color=color, label=name)
     panel.set(xlabel="r", ylabel="P(norm > r)", title="survival function of the norm")
     panel.legend(loc="lower left")
