@@ -20,8 +20,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -44,33 +42,25 @@ STRAY = 10.0  # degrees
 FLOORS, TRUTH = 8, 4_000_000
 
 
-@dataclass(frozen=True)
-class ArmStatistics:
-    """What the bench says of a set of samples.
-
-    Args:
-        values: Metric -> value.
-    """
-
-    values: dict[str, float]
-
-    @classmethod
-    def of(cls, x: Tensor, test: Tensor | None) -> ArmStatistics:
-        """Measure samples (n, 4); the distance of directions only where a test set is given."""
-        axes, norms = arms(), x.norm(dim=1)
-        values: dict[str, float] = {}
-        for top, share in TOPS.items():
-            largest = x[norms.topk(round(share * len(x))).indices]
-            angles = metrics.angle_to_nearest_axis(largest, axes)
-            values[f"{top}: median angle"] = float(angles.median())
-            values[f"{top}: 90 % angle"] = float(angles.quantile(0.9))
-            values[f"{top}: beyond 10 degrees"] = float((angles > STRAY).double().mean())
-            values[f"{top}: error of the arms' shares"] = error_of_shares(largest)
-        if test is not None:
-            values["sliced W2 of directions"] = metrics.sliced_wasserstein(
-                metrics.directions(x), metrics.directions(test), PROJECTIONS
-            )
-        return cls(values)
+def statistics_of(x: Tensor, test: Tensor | None) -> dict[str, float]:
+    """Return the metrics of samples (n, 4); those that compare, only where a test set is given."""
+    axes, norms = arms(), x.norm(dim=1)
+    values: dict[str, float] = {}
+    for top, share in TOPS.items():
+        largest = x[norms.topk(round(share * len(x))).indices]
+        angles = metrics.angle_to_nearest_axis(largest, axes)
+        values[f"{top}: median angle"] = float(angles.median())
+        values[f"{top}: 90 % angle"] = float(angles.quantile(0.9))
+        values[f"{top}: beyond 10 degrees"] = float((angles > STRAY).double().mean())
+        values[f"{top}: error of the arms' shares"] = error_of_shares(largest)
+    if test is not None:
+        found = metrics.conditional_directions(x, test, quantile=0.99)
+        values["top 1 %: precision of directions"] = found.precision
+        values["top 1 %: recall of directions"] = found.recall
+        values["sliced W2 of directions"] = metrics.sliced_wasserstein(
+            metrics.directions(x), metrics.directions(test), PROJECTIONS
+        )
+    return values
 
 
 def arms() -> Tensor:
@@ -111,23 +101,22 @@ def is_done(name: str) -> bool:
 
 def floors() -> None:
     """Record the truth, and the mean over test sets of what their size alone gives."""
-    truth = ArmStatistics.of(held_out(TRUTH, 99), None).values
+    truth = statistics_of(held_out(TRUTH, 99), None)
     record("truth", truth, f"{TRUTH} vectors")
-    sets = [held_out(SAMPLES, 1 + k) for k in range(FLOORS)]
-    found = [ArmStatistics.of(x, held_out(SAMPLES)).values for x in sets]
-    means = {metric: statistics.mean(v[metric] for v in found) for metric in found[0]}
-    record("floor", means, f"mean of {FLOORS} test sets of {SAMPLES}")
+    for name, n in (("floor", SAMPLES), (f"floor of {OF_BASELINES} samples", OF_BASELINES)):
+        sets = [held_out(n, 1 + k) for k in range(FLOORS)]
+        found = [statistics_of(x, held_out(SAMPLES)) for x in sets]
+        means = {metric: statistics.mean(v[metric] for v in found) for metric in found[0]}
+        record(name, means, f"mean of {FLOORS} test sets of {n}")
 
 
 def rotation(seed: int) -> None:
     """Train a rotation, unless it is finished, and record what it samples by default."""
-    folder, began = CACHE / f"rotation, seed {seed}", time.process_time()
-    model = recipe.train("cauchy-rotation", folder, seed=seed)
-    seconds = time.process_time() - began
+    model = recipe.train("cauchy-rotation", CACHE / f"rotation, seed {seed}", seed=seed)
     x = fastmsgm.sample(model, SAMPLES, seed=seed, progress=False)
     nfe = plan_for(model).nfe
-    note = f"{recipe.STEPS} steps, {seconds:.0f} s of one core, {model.default_solver!r}, NFE {nfe}"
-    record(f"rotation, seed {seed}", ArmStatistics.of(x, held_out(SAMPLES)).values, note)
+    note = f"{recipe.STEPS} steps, {model.default_solver!r}, NFE {nfe}"
+    record(f"rotation, seed {seed}", statistics_of(x, held_out(SAMPLES)), note)
 
 
 def summary() -> None:
@@ -146,19 +135,17 @@ def gaussian() -> None:
     x = fastmsgm.sample(model, OF_BASELINES, seed=0, progress=False)
     nfe = plan_for(model).nfe
     note = f"{len(x)} samples, {model.default_solver!r}, NFE {nfe}"
-    record("VP, sliced score matching", ArmStatistics.of(x, held_out(SAMPLES)).values, note)
+    record("VP, sliced score matching", statistics_of(x, held_out(SAMPLES)), note)
 
 
 def baseline(name: str, seed: int = 0) -> None:
     """Train a baseline and record what each sampler gives."""
     model = cauchy_baselines.Baseline(name, recipe.training_set(seed), seed)
-    began = time.process_time()
     model.train(recipe.STEPS, recipe.BATCH, recipe.LR)
-    seconds = time.process_time() - began
-    for sampler in cauchy_baselines.SAMPLERS:
+    for sampler in model.samplers:
         x = model.sample(OF_BASELINES, sampler)
-        note = f"{recipe.STEPS} steps, {seconds:.0f} s of one core, {len(x)} finite samples"
-        record(f"{name}, {sampler}", ArmStatistics.of(x, held_out(SAMPLES)).values, note)
+        note = f"{recipe.STEPS} steps, {len(x)} finite samples"
+        record(f"{name}, {sampler}", statistics_of(x, held_out(SAMPLES)), note)
 
 
 def main() -> None:
@@ -177,7 +164,7 @@ def main() -> None:
             summary()
     if only != "rotation":
         for name in cauchy_baselines.NAMES:
-            if not is_done(f"{name}, {list(cauchy_baselines.SAMPLERS)[-1]}"):
+            if not is_done(f"{name}, {next(iter(cauchy_baselines.SAMPLERS))}"):
                 baseline(name)
         if not is_done("VP, sliced score matching"):
             gaussian()

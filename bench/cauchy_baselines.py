@@ -5,11 +5,11 @@ An EDM denoiser (Karras et al., 2022, table 1) of transformed data y, with x_t =
     standardised   y = x / median |x|, by feature; n normal, s from 0.01 to 1e5
     asinh          y = asinh(x / median |x|), which is linear in the bulk and a logarithm beyond;
                    n normal, s from 0.002 to 80 standard deviations
-    student-t      as standardised, with multivariate Student-t noise of 3 degrees of freedom, whose
-                   denoiser and flow have the same form (t-EDM, Pandey et al., ICLR 2025)
+    t-EDM          as standardised, with multivariate Student-t noise of 3 degrees of freedom, whose
+                   denoiser and flow have the same form (Pandey et al., ICLR 2025)
 
-Noise levels are log-uniform in training. Sampling is EDM's Heun method on the Karras grid, with its
-stochastic churn or without.
+Noise levels are log-uniform in training. Sampling is EDM's Heun method on the Karras grid; for
+normal noise also with its stochastic churn (sums of Student-t variables are none).
 """
 
 from __future__ import annotations
@@ -57,6 +57,17 @@ class Baseline:
         low, high = (0.002, 80.0) if self.asinh else (0.01, 1e5)
         self.sigmas = (low * self.std, high * self.std)
         self.generator = torch.Generator().manual_seed(self.seed)
+        self.variance = FREEDOM / (FREEDOM - 2) if self.student else 1.0  # of the noise
+
+    @property
+    def student(self) -> bool:
+        """Whether the noise is Student-t."""
+        return self.name.startswith("t-")
+
+    @property
+    def samplers(self) -> list[str]:
+        """The samplers that apply."""
+        return [name for name, (_, churn) in SAMPLERS.items() if not (churn and self.student)]
 
     @property
     def asinh(self) -> bool:
@@ -74,7 +85,7 @@ class Baseline:
     def noise(self, n: int) -> Tensor:
         """Return (n, d) noise of unit scale."""
         z = torch.randn(n, self.y.shape[1], generator=self.generator)
-        if not self.name.startswith("t-"):
+        if not self.student:
             return z
         gamma = torch.zeros(n, 1)
         for _ in range(int(FREEDOM)):
@@ -83,7 +94,7 @@ class Baseline:
 
     def denoised(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Return D(x, sigma) for x (n, d) and sigma (n,)."""
-        s = sigma[:, None]
+        s = math.sqrt(self.variance) * sigma[:, None]
         total = torch.sqrt(s**2 + self.std**2)
         f = self.net(x / total, torch.log(sigma) / 4)
         return self.std**2 / total**2 * x + s * self.std / total * f
@@ -100,7 +111,8 @@ class Baseline:
             u = torch.rand(batch, generator=self.generator)
             sigma, y = torch.exp(low + (high - low) * u), self.y[index]
             error = self.denoised(y + sigma[:, None] * self.noise(batch), sigma) - y
-            weight = (sigma**2 + self.std**2) / (sigma * self.std) ** 2
+            power = self.variance * sigma**2
+            weight = (power + self.std**2) / (power * self.std**2)
             loss = (weight[:, None] * error.square()).mean()
             optimizer.zero_grad()
             loss.backward()
@@ -121,7 +133,7 @@ class Baseline:
         grid = karras_sigmas(steps, *self.sigmas)
         x = float(grid[0]) * self.noise(n)
         for sigma, after in zip(map(float, grid[:-1]), map(float, grid[1:]), strict=True):
-            noised = sigma * (1 + churn)
+            noised = min(sigma * (1 + churn), self.sigmas[1])
             x = x + math.sqrt(noised**2 - sigma**2) * self.noise(n)
             slope = (x - self.denoised(x, torch.full((n,), noised))) / noised
             moved = x + (after - noised) * slope

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from fastmsgm import Loss, ScoreModel, fit
+from fastmsgm.data import Batches, OversampledOrder
 from fastmsgm.gbm import GBM, GBMModel
 from fastmsgm.nets import MLP
 from fastmsgm.rotation import Rotation, RotationModel, SphericalDenoisingLoss
 from fastmsgm.sde import VP, VPModel
+from fastmsgm.training.oversampling import oversample
 
 # Many small operations: a second thread costs more than it gives.
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -92,9 +94,54 @@ def test_heavy_tails_are_oversampled_by_default() -> None:
     assert min(trained().of_top()) >= 16
 
 
-@pytest.mark.parametrize("options", [{"tail": 0}, {"model": rotation(vectors(heavy=False))}])
-def test_nothing_is_oversampled_at_0_and_by_default_for_light_tails(options: Any) -> None:
-    assert max(trained(**options).of_top()) <= 3
+def test_nothing_is_oversampled_at_0() -> None:
+    assert max(trained(tail=0).of_top()) <= 3
+
+
+LIGHT = vectors(heavy=False)
+
+
+@pytest.mark.parametrize(("data", "tail"), [(LIGHT, 0.0), (DATA[:9000], 0.0), (DATA, 0.5)])
+@pytest.mark.parametrize("built_for", [LIGHT, DATA])
+def test_the_default_is_for_many_data_of_heavy_tails_whatever_the_model_was_built_for(
+    data: Tensor, tail: float, built_for: Tensor
+) -> None:
+    """Fine-tuning keeps the prior of a model's first data."""
+    batches = Batches(data, batch_size=32)
+    assert oversample(rotation(built_for), data, batches, None, transformed=False) == tail
+    assert batches.oversampled == bool(tail)
+
+
+def test_the_default_is_for_models_that_keep_norms() -> None:
+    model = VPModel.for_data(MLP(3, 8, 1), VP(), DATA)
+    assert oversample(model, DATA, Batches(DATA), None, transformed=False) == 0
+
+
+def test_nothing_is_oversampled_by_default_with_a_transform(caplog: Any) -> None:
+    """Which may change norms: here every one becomes 1."""
+    with caplog.at_level(logging.WARNING, logger="fastmsgm"):
+        spy = trained(transform=lambda x: x / x.norm())
+    assert [r.message for r in caplog.records if "oversampled" in r.message] == [
+        "the largest norms of the data are not oversampled: tail must be 0 with a transform, which "
+        "may change norms and would then bias what the model learns, got 0.5: transform the data "
+        "before the training, or leave one out"
+    ]
+    plain = trained(tail=0)
+    for x, expected in zip(spy.x, plain.x, strict=True):
+        torch.testing.assert_close(x, expected / expected.norm(dim=1, keepdim=True))
+
+
+def test_light_tails_with_a_transform_are_not_told_of(caplog: Any) -> None:
+    with caplog.at_level(logging.WARNING, logger="fastmsgm"):
+        trained(LIGHT, rotation(LIGHT), transform=torch.neg)
+    assert not caplog.records
+
+
+def test_a_loader_that_oversamples_by_itself_is_not_oversampled_by_default() -> None:
+    order = OversampledOrder(len(DATA), 32, subset=torch.tensor([0]), count=10)
+    spy = trained(DataLoader(TensorDataset(DATA), batch_sampler=order), batch_size=None)
+    assert all((x[:10] == DATA[0]).all() for x in spy.x)
+    assert max(spy.of_top()) <= 3
 
 
 def test_the_offset_moves_the_norms() -> None:
@@ -222,14 +269,32 @@ def test_a_model_that_does_not_keep_norms(family: str) -> None:
     model: ScoreModel = GBMModel.for_data(MLP(3, 8, 1), GBM(5.0), data)
     if family == "VPModel":
         model = VPModel.for_data(MLP(3, 8, 1), VP(), data)
-    assert model.default_tail == 0
     message = f"tail must be 0 for a {family}, which does not keep norms .* got 0.5: leave it out"
     with pytest.raises(ValueError, match=message):
         fit(model, data, steps=1, tail=0.5, progress=False)
 
 
+def test_a_share_out_of_range_says_what_to_do() -> None:
+    message = "got 1.5: give a share of every batch, such as 0.5, or leave it out"
+    with pytest.raises(ValueError, match=message):
+        trained(tail=1.5)
+
+
+def test_a_share_beside_a_transform() -> None:
+    message = "tail must be 0 with a transform, which may change norms .* got 0.25: transform the"
+    with pytest.raises(ValueError, match=message):
+        trained(tail=0.25, transform=torch.neg)
+
+
+def test_a_share_beside_a_loader_that_oversamples_by_itself() -> None:
+    order = OversampledOrder(len(DATA), 32, subset=torch.tensor([0]), count=10)
+    loader = DataLoader(TensorDataset(DATA), batch_sampler=order)
+    with pytest.raises(ValueError, match="tail must be 0 for a loader with an OversampledOrder"):
+        trained(loader, batch_size=None, tail=0.25)
+
+
 def test_data_in_an_order_of_their_own_cannot_be_oversampled() -> None:
-    message = "tail must be 0 for data in an order of their own, .* got 0.5: give a tensor"
+    message = "data must have a fixed order for samples to be chosen .* own: give a tensor"
     with pytest.raises(ValueError, match=message):
         trained(Stream(), rotation(), tail=0.5)
 
@@ -237,10 +302,10 @@ def test_data_in_an_order_of_their_own_cannot_be_oversampled() -> None:
 def test_data_in_an_order_of_their_own_are_not_by_default(caplog: Any) -> None:
     with caplog.at_level(logging.WARNING, logger="fastmsgm"):
         spy = trained(Stream(), rotation())
-    assert [r.message for r in caplog.records if "oversampling" in r.message] == [
-        "heavy-tailed data are trained without oversampling: tail must be 0 for data in an order "
-        "of their own, whose largest norms are not known, got 0.5: give a tensor, a map-style "
-        "data set, or a loader without a sampler of your own"
+    assert [r.message for r in caplog.records if "oversampled" in r.message] == [
+        "the largest norms of the data are not oversampled: their order is their own, and the "
+        "largest norms are not known: if they are heavy-tailed, give a tensor or a map-style data "
+        "set"
     ]
     assert torch.equal(spy.x[0], DATA[:32])
 

@@ -22,7 +22,6 @@ import fastmsgm
 from fastmsgm import NonFiniteError, Step, job, sample, sample_iter
 from fastmsgm.gbm import GBM, GBMModel
 from fastmsgm.gbm.state import GBMPlan
-from fastmsgm.model import ScoreModel
 from fastmsgm.nets import MLP, UNet
 from fastmsgm.solvers import DaleLangevin, DPMSolverPP2M, Heun
 from tests.gbm.exact import MEAN, VARIANCE, exact_model, log_normal_data
@@ -513,9 +512,9 @@ def test_the_solver_is_resolved_and_the_plan_made_once_per_call(
     model, resolved, states = vectors(), list[object](), list[object]()
     resolve, state = job.resolve, GBMPlan.state
 
-    def remember_resolve(solver: Any, model: ScoreModel) -> Any:
+    def remember_resolve(solver: Any, *arguments: Any, **options: Any) -> Any:
         resolved.append(solver)
-        return resolve(solver, model)
+        return resolve(solver, *arguments, **options)
 
     def remember_state(self: GBMPlan, *arguments: Any) -> Any:
         states.append(self)

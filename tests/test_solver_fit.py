@@ -23,11 +23,12 @@ from fastmsgm import (
     sample,
 )
 from fastmsgm.data.synthetic import correlated_cauchy
-from fastmsgm.gbm.fitted import FittedSolver, TrainableTable
+from fastmsgm.gbm.fitted import FittedSolver
 from fastmsgm.nets import MLP
 from fastmsgm.sampling import plan_for
 from fastmsgm.solvers import DPMSolverPP2M, Heun, Solver, karras_sigmas, resolve
 from fastmsgm.training.solver_fit import Trajectories
+from fastmsgm.training.trainable_table import TrainableTable
 
 MODES = torch.tensor([-0.5, 0.5])  # of log x, with deviation WIDTH
 WIDTH = 0.1
@@ -93,7 +94,7 @@ def test_the_fitted_table_is_closer_to_many_calls_than_the_formula_on_other_nois
 
 def test_the_start_of_a_fit_is_the_formula() -> None:
     model = small()
-    table = TrainableTable(model, DPMSolverPP2M(), 6).solver()
+    table = TrainableTable(model, 6).solver()
     ours, theirs = (s.plan(model.preconditioning, 6) for s in (table, DPMSolverPP2M()))
     assert ours.checksum() == theirs.checksum()
     assert ours.c_in == pytest.approx(theirs.c_in, rel=1e-12)
@@ -102,7 +103,7 @@ def test_the_start_of_a_fit_is_the_formula() -> None:
 def test_the_trainable_table_samples_as_the_kernel_does() -> None:
     model = small()
     fitted = quick(model, 5)
-    table = TrainableTable(model, DPMSolverPP2M(), 5)
+    table = TrainableTable(model, 5)
     ends: dict[int, Tensor] = {}
 
     def keep(step: Step) -> None:

@@ -52,16 +52,21 @@ def append(
 
 def finished(benchmark: str) -> set[str]:
     """Return the quantities of a benchmark in results.csv, which a resumed experiment skips."""
-    return set(values(benchmark))
+    return set(latest(benchmark))
 
 
-def values(benchmark: str) -> dict[str, float]:
-    """Return the last value of every quantity of a benchmark in results.csv."""
+def latest(benchmark: str) -> dict[str, tuple[float, str]]:
+    """Return the last value and note of every quantity of a benchmark in results.csv."""
     if not RESULTS.exists():
         return {}
     with RESULTS.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["benchmark"] == benchmark]
-    return {row["quantity"]: float(row["value"]) for row in rows}
+    return {row["quantity"]: (float(row["value"]), row["note"]) for row in rows}
+
+
+def values(benchmark: str) -> dict[str, float]:
+    """Return the last value of every quantity of a benchmark in results.csv."""
+    return {quantity: value for quantity, (value, _) in latest(benchmark).items()}
 
 
 def _commit() -> str:

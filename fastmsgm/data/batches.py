@@ -55,11 +55,11 @@ class Batches:
     """Endless batches for training.
 
     The batches of a tensor, of a map-style data set and of a loader over one in its default order
-    (shuffled or not) are those of ``DataOrder``; a loader whose ``batch_sampler`` is a ``DataOrder``
-    or an ``OversampledOrder`` keeps that one, with its seed. The loader's ``collate_fn``, workers and memory
-    pinning are kept; a ``worker_init_fn`` finds the data set at
-    ``get_worker_info().dataset.dataset``. An ``IterableDataset``, and a loader with a sampler of
-    the user's own, are iterated as they are, epoch after epoch.
+    (shuffled or not) are those of ``DataOrder``. A loader whose ``batch_sampler`` is one, or an
+    ``OversampledOrder``, keeps it. The loader's ``collate_fn``, workers and memory pinning are
+    kept; a ``worker_init_fn`` finds the data set at ``get_worker_info().dataset.dataset``. An
+    ``IterableDataset``, and a loader with a sampler of the user's own, are iterated as they are,
+    epoch after epoch.
 
     Augmentation is repeatable: while an item of a map-style data set is read, and in
     ``transform``, PyTorch's default CPU generator is set to a seed that depends on ``seed`` and on

@@ -74,9 +74,9 @@ class DataOrder(Sampler[list[int]]):
 class OversampledOrder(Sampler[list[int]]):
     """Batch sampler of which every batch begins with samples of a subset.
 
-    For a ``Loss`` in a training loop of one's own; ``fit(tail=...)`` builds one. Those samples are
-    the permutations of the subset, one after the other. The others of a batch are of all
-    samples, in the order of ``DataOrder`` with batches of their number. Both orders are
+    ``fit(tail=...)`` builds one; a loader for a ``Loss`` in a loop of your own takes it, too. Those
+    samples are the permutations of the subset, one after the other. The others of a batch are of
+    all samples, in the order of ``DataOrder`` with batches of their number. Both orders are
     independent: the words of ``DataOrder`` are those of sample 0 of the noise stream at the step
     that is the epoch, those of epoch e of the subset of sample 1 + e at step 0.
 

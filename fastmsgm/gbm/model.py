@@ -8,6 +8,7 @@ of each sample, too.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, ClassVar
 
@@ -18,13 +19,25 @@ from fastmsgm.checks import check_int, check_labels, check_offset
 from fastmsgm.data.loaders import Data
 from fastmsgm.gbm.fitted import FittedSolver
 from fastmsgm.gbm.loss import DenoisingLoss, MDSMLoss
-from fastmsgm.gbm.paper_solvers import DaleLangevin
+from fastmsgm.gbm.paper_solvers import DaleLangevin, SignAgnostic
 from fastmsgm.gbm.preconditioning import GBMPreconditioning
-from fastmsgm.gbm.prior import LogMoments, LogNormalPrior
+from fastmsgm.gbm.prior import LogMoments, LogNormalPrior, check_prior
 from fastmsgm.gbm.process import GBM, check_multiplicative
-from fastmsgm.gbm.solvers import SOLVERS, DPMSolverPP2M
+from fastmsgm.gbm.solvers import ERSDE2, DPMSolverPP2M, Euler, Heun
 from fastmsgm.model import ScoreModel
 from fastmsgm.solver import Solver
+
+SOLVERS: dict[str, Callable[[], Solver]] = {
+    "euler": Euler,
+    "heun": Heun,
+    "dpm++2m": DPMSolverPP2M,
+    "sde-dpm++2m": lambda: DPMSolverPP2M(eta=1.0),
+    "er-sde-2": ERSDE2,
+    "dale-langevin": DaleLangevin,
+    "sign-agnostic": SignAgnostic,
+    "dls": DaleLangevin,
+    "ums": SignAgnostic,
+}
 
 
 class GBMModel(ScoreModel):
@@ -79,7 +92,7 @@ class GBMModel(ScoreModel):
     ) -> None:
         super().__init__(net, classes, offset, bounds, precision)
         self.preconditioning = GBMPreconditioning(process, prediction, log_std)
-        _check_prior(prior, scale, self.preconditioning.denoiser)
+        check_prior(prior, scale, self.preconditioning.denoiser)
         if classes and len(prior.means) not in (1, classes):
             raise ValueError(
                 f"classes must match the prior, which has {len(prior.means)} means; got {classes}: "
@@ -275,23 +288,3 @@ class GBMModel(ScoreModel):
         model.fitted = {solver.default_steps: solver for solver in tables}
         model.default_steps = config.get("default_steps")
         return model
-
-
-def _check_prior(prior: LogNormalPrior, scale: Tensor, denoiser: bool) -> None:
-    """Raise where a prior does not fit the data that ``scale`` (1, ...) is of."""
-    if not isinstance(prior, LogNormalPrior):
-        raise TypeError(
-            f"prior must be a LogNormalPrior, got {type(prior).__name__}: use "
-            "LogNormalPrior.per_feature"
-        )
-    sides = zip(prior.means.shape[1:], scale.shape[1:], strict=False)
-    if prior.means.ndim != scale.ndim or any(a not in (1, b) and b != 1 for a, b in sides):
-        raise ValueError(
-            f"prior must have means of shape (m, ...) that fit samples of shape "
-            f"{tuple(scale.shape[1:])}, got {tuple(prior.means.shape)}"
-        )
-    if denoiser and not bool((prior.means / scale > 0).all()):
-        raise ValueError(
-            "prior must have means of the sign of the data in every feature: multiplication never "
-            "changes a sign"
-        )

@@ -1,7 +1,7 @@
 """The two samplers of "Dale meets Langevin" (arXiv 2510.02730, algorithms 1 and 2), as tables.
 
 Euler-Maruyama steps of length delta of the reverse SDE, in log x (Dale-Langevin) and in x itself
-(sign-agnostic), L of them at each of N noise levels. ``plan.py`` describes the rows.
+(sign-agnostic), L of them at each of N noise levels. ``state.py`` describes the rows.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from typing import ClassVar
 import numpy as np
 
 from fastmsgm.checks import check_int, is_number, positive
-from fastmsgm.gbm.plan import check_family, gbm_plan
 from fastmsgm.gbm.preconditioning import GBMPreconditioning
-from fastmsgm.gbm.state import GBMPlan
+from fastmsgm.gbm.state import GBMPlan, check_family, gbm_plan
 from fastmsgm.solver import Solver
 
 

@@ -181,3 +181,23 @@ class LogMoments:
     def _prior(self, log_means: Tensor) -> LogNormalPrior:
         variance = self._log.variance + (self._log.mean - log_means).square()
         return LogNormalPrior((self.signs * log_means.exp()).float(), float(variance.mean()))
+
+
+def check_prior(prior: LogNormalPrior, scale: Tensor, denoiser: bool) -> None:
+    """Raise where a prior does not fit the data that ``scale`` (1, ...) is of."""
+    if not isinstance(prior, LogNormalPrior):
+        raise TypeError(
+            f"prior must be a LogNormalPrior, got {type(prior).__name__}: use "
+            "LogNormalPrior.per_feature"
+        )
+    sides = zip(prior.means.shape[1:], scale.shape[1:], strict=False)
+    if prior.means.ndim != scale.ndim or any(a not in (1, b) and b != 1 for a, b in sides):
+        raise ValueError(
+            f"prior must have means of shape (m, ...) that fit samples of shape "
+            f"{tuple(scale.shape[1:])}, got {tuple(prior.means.shape)}"
+        )
+    if denoiser and not bool((prior.means / scale > 0).all()):
+        raise ValueError(
+            "prior must have means of the sign of the data in every feature: multiplication never "
+            "changes a sign"
+        )

@@ -1,7 +1,7 @@
 """Solvers of the reverse GBM as coefficient tables, in float64 on the host, for one kernel.
 
-``plan.py`` describes the rows. With s the noise level, s_prev the previous and s' the next one, and
-a = s'/s, the multistep solvers move y by
+``state.py`` describes the rows. With s the noise level, s_prev the previous and s' the next one,
+and a = s'/s, the multistep solvers move y by
 
     Euler (DDIM)       (1 - a) (D - y)
     DPM-Solver++(2M)   (1 - a) (D_h - y),  D_h = D + (D - D_prev) / (2r)    (Lu et al., 2022)
@@ -20,17 +20,14 @@ from __future__ import annotations
 import itertools
 import math
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from fastmsgm.checks import check_eta, check_int
-from fastmsgm.gbm.paper_solvers import DaleLangevin, SignAgnostic
-from fastmsgm.gbm.plan import check_family, gbm_plan
 from fastmsgm.gbm.preconditioning import GBMPreconditioning
-from fastmsgm.gbm.state import GBMPlan
+from fastmsgm.gbm.state import GBMPlan, check_family, gbm_plan
 from fastmsgm.solver import Solver, karras_sigmas
 from fastmsgm.types import Array
 
@@ -158,16 +155,3 @@ class Heun(LogSolver):
                 sigmas.append(after)
                 rows.append((1.0, half, -half, 0.0, 0.0))
         return np.array(sigmas), np.array(rows)
-
-
-SOLVERS: dict[str, Callable[[], Solver]] = {
-    "euler": Euler,
-    "heun": Heun,
-    "dpm++2m": DPMSolverPP2M,
-    "sde-dpm++2m": lambda: DPMSolverPP2M(eta=1.0),
-    "er-sde-2": ERSDE2,
-    "dale-langevin": DaleLangevin,
-    "sign-agnostic": SignAgnostic,
-    "dls": DaleLangevin,
-    "ums": SignAgnostic,
-}

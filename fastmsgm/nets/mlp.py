@@ -89,7 +89,7 @@ class MLP(ConditionedNet):
         Raises:
             ValueError: x has another shape.
         """
-        name, dim = type(self).__name__, self.config["dim"]
+        name, dim = type(self).__name__, self.out.out_features // self.outputs
         if x.ndim != 2:  # more axes would broadcast against the conditioning of other samples
             raise ValueError(
                 f"{name} needs vectors (n, dim), got {tuple(x.shape)}: flatten the data, or use a "

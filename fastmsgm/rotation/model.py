@@ -11,7 +11,6 @@ share of every batch from the largest norms.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -23,7 +22,6 @@ from torch import Tensor, nn
 from fastmsgm.checks import check_int, check_offset, is_number
 from fastmsgm.data.loaders import Data
 from fastmsgm.rotation import ring, spherical
-from fastmsgm.rotation.dense import check_dense
 from fastmsgm.rotation.directions import check_directions
 from fastmsgm.rotation.loss import SphericalDenoisingLoss
 from fastmsgm.rotation.preconditioning import RotationPreconditioning
@@ -37,7 +35,6 @@ from fastmsgm.types import Array
 
 FORWARD_STEPS = 64  # of ``Rotation.simulate`` in training
 OBJECTIVES = ("dsm", "ssm")
-_log = logging.getLogger("fastmsgm")
 
 
 class RotationModel(SDEModel):
@@ -104,23 +101,11 @@ class RotationModel(SDEModel):
                 f'{process}: use "ssm"'
             )
         if len(shape) < 1 or d < 2:
-            raise ValueError(
-                f"shape must have at least one axis and 2 features, got {tuple(shape)}"
-            )
+            raise ValueError(f"shape must have at least one axis and 2 features, got {shape}")
         if not is_number(log_norm_max) and log_norm_max != math.inf:
             raise ValueError(
                 f"log_norm_max must be a number or inf, got {log_norm_max!r}: use "
                 "RotationModel.for_data, which finds it"
-            )
-        if process.noise == "dense":
-            check_dense(d)
-        if process.noise == "ring" and process.B_max < d * d / 4:
-            _log.warning(
-                "ring noise reaches uniform directions at an integrated beta of about d^2 / 4 = "
-                "%g, the process ends at %g: the prior differs from the distribution of the noised "
-                "data; raise beta_max",
-                d * d / 4,
-                process.B_max,
             )
         self._shape, self._objective = shape, objective
         self.bandwidth, self.tail = prior.bandwidth, prior.tail
@@ -311,4 +296,5 @@ class RotationModel(SDEModel):
 
 def _without_limit(model: RotationModel, weights: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Let weights from before there was a limit be loaded: they have none."""
-    weights.setdefault(f"{prefix}log_norm_max", torch.full_like(model.log_norm_max, math.inf))
+    if f"{prefix}log_norms" in weights:
+        weights.setdefault(f"{prefix}log_norm_max", torch.full_like(model.log_norm_max, math.inf))

@@ -13,6 +13,7 @@ the uniform distribution more slowly, so that there f grows with B.
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 
@@ -21,12 +22,14 @@ import torch
 from torch import Tensor
 
 from fastmsgm.rotation import heat_kernel
+from fastmsgm.rotation.dense import check_dense
 from fastmsgm.rotation.process import Rotation
 from fastmsgm.sde.beta_schedule import alpha, sigma
 from fastmsgm.sde.model import SDEPreconditioning
 from fastmsgm.types import Array
 
 B_MIN = 1e-4  # the smallest integrated beta of training, from which solvers step to 0
+_log = logging.getLogger("fastmsgm")
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ class RotationPreconditioning(SDEPreconditioning):
 
     Raises:
         TypeError: process is not a Rotation.
-        ValueError: A process that ends below the smallest integrated beta.
+        ValueError: A process that ends below the smallest integrated beta, or dense noise of too
+            many features.
     """
 
     process: Rotation
@@ -54,6 +58,16 @@ class RotationPreconditioning(SDEPreconditioning):
             raise ValueError(
                 f"the process's integrated beta must end above {B_MIN}, got "
                 f"{self.process.B_max:g}: raise beta_max"
+            )
+        if self.process.noise == "dense":
+            check_dense(self.d)
+        if self.process.noise == "ring" and self.process.B_max < self.d**2 / 4:
+            _log.warning(
+                "ring noise reaches uniform directions at an integrated beta of about d^2 / 4 = "
+                "%g, the process ends at %g: the prior differs from the distribution of the noised "
+                "data; raise beta_max",
+                self.d**2 / 4,
+                self.process.B_max,
             )
 
     @property

@@ -22,8 +22,9 @@ from fastmsgm.rotation.directions import check_directions
 LARGEST_LOG_NORM = 88.0  # of a sampled norm: its exponential is a float32
 TOP_SHARE = 0.01  # of the norms, the largest ones: what Hill's estimate and ``fit(tail=...)`` take
 FEWEST_TOP = 10  # norms that Hill's estimate takes; its relative error is then 32 %
-# Half of every batch from fewer of them, and the network memorises them: for 4-D Cauchy data the held-out loss of the largest
-# 1 % goes from 0.78 to 0.56 for 100 of them, but to 1.5 for 20 and to 16 for 10 (2,500 steps).
+# Of the largest norms. Where half of every batch is out of fewer, the network memorises them: for
+# 4-D Cauchy data the held-out loss of the largest 1 % goes from 0.78 to 0.56 for 100 of them, but
+# to 1.5 for 20 and to 16 for 10 (2,500 steps).
 FEWEST_OVERSAMPLED = 100
 HEAVY_TAIL_INDEX = 4.0  # the fourth moment is infinite at or below it
 HEAVY_TAIL_SATURATION = 0.001  # share of the largest norms whose condition is the same

@@ -22,13 +22,14 @@ from tqdm.auto import tqdm
 from fastmsgm.checks import check_int
 from fastmsgm.condition import Conditions
 from fastmsgm.constants import TINY
-from fastmsgm.gbm.fitted import FittedSolver, TrainableTable
+from fastmsgm.gbm.fitted import FittedSolver
 from fastmsgm.gbm.model import GBMModel
 from fastmsgm.gbm.solvers import DPMSolverPP2M
 from fastmsgm.modes import evaluation
 from fastmsgm.sampling import sample
 from fastmsgm.step import Step
 from fastmsgm.training.checks import check_model
+from fastmsgm.training.trainable_table import TrainableTable
 
 TEACHER = DPMSolverPP2M()
 RATES = (0.03, 0.01)  # peak learning rates of log sigma and log c_in, and of the coefficients
@@ -84,7 +85,7 @@ class Trajectories:
         start, self.samples = (torch.cat(ends[k])[:n] for k in (0, steps))
         self.condition = Conditions(model, 0, n, label, condition).chunk(0, n)
         means = torch.log(model.prior.means / model.scale)
-        index = self.condition.get("label", torch.arange(n, device=model.device))
+        index = self.condition.get("label", torch.arange(n, dtype=torch.int64, device=model.device))
         self.means = means[index % len(means)].expand_as(start)
         sigma = float(TEACHER.plan(model.preconditioning, steps).noise_levels[0])
         self.noise = (start - self.means) / model.prior.std(sigma)
@@ -151,7 +152,7 @@ def fit_solver(
         >>> model = fastmsgm.load("fashion-gbm")
         >>> options = {"teacher_steps": 3, "n": 2, "iterations": 1, "batch_size": 2}
         >>> solver = fastmsgm.fit_solver(model, 2, **options, progress=False)
-        >>> plan_for(model, steps=2).nfe
+        >>> len(solver.table)
         2
     """
     check_model(model)
@@ -170,7 +171,7 @@ def fit_solver(
             f"features must be a function of samples, or None, got {type(features).__name__}"
         )
     with torch.inference_mode(False):
-        table = TrainableTable(model, TEACHER, steps)
+        table = TrainableTable(model, steps)
         teacher = Trajectories(model, n, teacher_steps, label, condition, seed, progress)
         _descend(table, teacher, features, iterations, batch_size, seed, progress)
     model.fitted[steps] = solver = table.solver()
@@ -202,7 +203,8 @@ def _descend(
             for group, peak in zip(optimizer.param_groups, RATES, strict=True):
                 group["lr"] = peak * decay
             n = len(teacher.samples)
-            index = torch.randperm(n, generator=generator, device="cpu")[:batch_size]
+            order = torch.randperm(n, generator=generator, dtype=torch.int64, device="cpu")
+            index = order[:batch_size]
             noise, means, condition, samples = teacher.batch(index.to(teacher.samples.device))
             with evaluation(held), torch.enable_grad():
                 distances = _distances(

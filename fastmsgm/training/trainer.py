@@ -118,11 +118,11 @@ def fit(
         drop: Share of the samples whose label and conditions are dropped, in [0, 1), so that the
             model can be sampled with guidance; 0.1 is a usual choice.
         tail: Share of every batch that is taken from the largest 1 % of the norms, in [0, 1). None
-            is 0.5 for a Rotation model of at least 10,000 heavy-tailed samples, else 0. Rotations
-            keep norms, so the score given the norm does not depend on how often the norm is
-            trained: oversampling is unbiased. But the largest 1 % of fewer samples are memorised.
-            Norms are those before ``transform``. The training loss is that of these batches, the
-            validation loss that of the data.
+            is 0.5 for a Rotation model where these data are at least 10,000 heavy-tailed samples,
+            without ``transform``, else 0. Rotations keep norms, so the score given the norm does
+            not depend on how often the norm is trained: oversampling is unbiased. But the largest
+            1 % of fewer samples are memorised. Norms are read once: items must not change them.
+            The training loss is that of these batches, the validation loss that of the data.
         transform: Augmentation of one sample, as torchvision has them. torch's generator is set
             from the noise stream for every sample, so it resumes exactly; those of NumPy and
             Python are not.
@@ -178,7 +178,7 @@ def fit(
     if validation is not None and held_out is not None:
         check_data("validation", model, validation, held_out)
         validation_loss(model, itertools.islice(held_out.epoch(), 1), loss, seed)
-    tail = oversample(model, data, batches, tail)
+    tail = oversample(model, data, batches, tail, transformed=transform is not None)
     folder = None if out is None else Path(out)
     with (
         joined(model.device) as processes,

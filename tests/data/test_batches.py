@@ -22,8 +22,7 @@ from torch.utils.data import (
     get_worker_info,
 )
 
-from fastmsgm.data import Batches, DataOrder, one_pass
-from fastmsgm.data.order import OversampledOrder
+from fastmsgm.data import Batches, DataOrder, OversampledOrder, one_pass
 from fastmsgm.processes import Processes
 
 N = 30
@@ -160,6 +159,20 @@ def test_the_parts_of_processes_are_an_oversampled_batch(kind: str) -> None:
 
 def test_an_epoch_has_every_sample_once_beside_oversampling() -> None:
     assert torch.equal(torch.cat([x for x, _ in oversampled("tensor").epoch()]), X)
+
+
+def test_the_order_of_a_loader_that_has_oversampled_order_is_kept() -> None:
+    order = OversampledOrder(N, 8, seed=11, subset=SUBSET, count=5)
+    loader = DataLoader(TensorDataset(X), batch_sampler=order)
+    batches = Batches(loader, seed=5)
+    assert (batches.exact, batches.oversampled, batches.batch_size) == (True, True, 8)
+    assert equal(samples(batches, 4, 3), [X[order.batch(step)] for step in range(3, 7)])
+    assert torch.equal(torch.cat([x for x, _ in batches.epoch()]), X)
+
+
+def test_indices_beyond_the_data_cannot_be_oversampled() -> None:
+    with pytest.raises(ValueError, match=rf"subset must be of indices in 0 \.\. {N - 1}, got 6 "):
+        KINDS["tensor"]().oversample(torch.tensor([6, N]), 5)
 
 
 def test_samples_of_an_unknown_order_cannot_be_chosen() -> None:

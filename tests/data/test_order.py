@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from fastmsgm.data import DataOrder
-from fastmsgm.data.order import OversampledOrder
+from fastmsgm.data import DataOrder, OversampledOrder
 
 
 @pytest.mark.parametrize(("n", "size"), [(10, 4), (6, 6), (5, 12), (1, 3)])
@@ -140,13 +139,32 @@ def test_the_oversampled_order_is_pinned() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "error", "message"),
     [
-        ({"count": 0}, "count must be in 1 .. 7, got 0"),
-        ({"count": 8}, "count must be in 1 .. 7, got 8"),
-        ({"subset": torch.empty(0, dtype=torch.int64)}, "subset must have at least one sample"),
+        ({"count": 0}, ValueError, "count must be in 1 .. 7, got 0"),
+        ({"count": 8}, ValueError, "count must be in 1 .. 7, got 8"),
+        ({"subset": SUBSET[:0]}, ValueError, r"subset must have shape \(m,\) .* got \(0,\): give"),
+        ({"subset": SUBSET[None]}, ValueError, r"subset must have shape \(m,\) .* got \(1, 3\)"),
+        (
+            {"subset": SUBSET + 3},
+            ValueError,
+            r"subset must be of indices in 0 \.\. 19, got 7 \.\. 20",
+        ),
+        (
+            {"subset": SUBSET - 5},
+            ValueError,
+            r"in 0 \.\. 19, got -1 \.\. 12: give those of the data",
+        ),
+        (
+            {"subset": SUBSET.float()},
+            TypeError,
+            "subset must be a tensor of int64 indices, got tor",
+        ),
+        ({"subset": [4, 9]}, TypeError, "subset must be a tensor of int64 indices, got list: give"),
     ],
 )
-def test_an_oversampled_order_refuses(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_an_oversampled_order_refuses(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
         oversampled(**options)

@@ -66,6 +66,15 @@ def fit(folder: Path, name: str, **options: Any) -> fastmsgm.GBMModel:
     return fastmsgm.fit(model, DATA, labels, **settings | options, out=folder / name)
 
 
+def fit_tail(folder: Path) -> fastmsgm.RotationModel:
+    """Train a rotation, whose batches begin with samples of the largest norms, on uneven parts."""
+    torch.manual_seed(0)
+    net = nets.MLP(3, 8, 1, condition={"log_norm": 1})
+    model = fastmsgm.RotationModel.for_data(net, fastmsgm.Rotation(), DATA)
+    settings: dict[str, Any] = {"steps": 5, "batch_size": 13, "tail": 0.5, "progress": False}
+    return fastmsgm.fit(model, DATA, **settings, lr=name_of_rate, out=folder / "tail")
+
+
 def name_of_rate(step: int) -> float:
     return 1e-3
 
@@ -81,5 +90,7 @@ def main(folder: Path, tasks: tuple[str, ...]) -> None:
             dying(folder)
         elif task == "fit":
             fit(folder, "run")
+        elif task == "tail":
+            fit_tail(folder)
         else:
             fit(folder, "half", steps=10)

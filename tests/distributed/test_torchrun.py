@@ -38,6 +38,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     script.fit(folder, "run")
     script.fit(folder, "half", steps=10)
     script.fit(folder, "half")
+    script.fit_tail(folder)
     return folder
 
 
@@ -45,7 +46,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of two processes."""
     folder = tmp_path_factory.mktemp("two")
-    done = torchrun(2, folder, "differ", "sample", "fit", "half")
+    done = torchrun(2, folder, "differ", "sample", "fit", "half", "tail")
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -78,6 +79,10 @@ def test_parameters_average_and_losses_are_those_of_one(
 ) -> None:
     """And the state of the optimizer; batches of 13 make uneven parts."""
     assert_close(one / "run", request.getfixturevalue(folder) / "run")
+
+
+def test_oversampled_batches_are_those_of_one(one: Path, two: Path) -> None:
+    assert_close(one / "tail", two / "tail")
 
 
 def test_two_processes_are_resumed_by_one(one: Path, two: Path) -> None:

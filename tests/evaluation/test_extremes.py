@@ -145,7 +145,7 @@ def test_a_manifold_reaches_to_the_neighbours() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"quantile": 1.0}, ValueError, r"quantile must be in \[0, 1\), got 1.0"),
+        ({"quantile": 1.0}, ValueError, r"quantile must be in \[0, 1\), got 1.0: give 0.99 for"),
         ({"quantile": -0.1}, ValueError, r"quantile must be in \[0, 1\), got -0.1"),
         ({"quantile": "0.9"}, ValueError, r"quantile must be in \[0, 1\), got '0.9'"),
         ({"neighbours": 0}, ValueError, "neighbours must be at least 1, got 0"),
@@ -188,7 +188,37 @@ def test_numpy_numbers_are_numbers() -> None:
     assert conditional_directions(x, REFERENCE, **options) == conditional_directions(x, REFERENCE)
 
 
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_norms_whose_squares_are_no_numbers(scale: float) -> None:
+    x, reference = vectors(5000, 1).double(), REFERENCE.double()
+    expected = conditional_directions(x, reference)
+    assert conditional_directions(scale * x, reference) == pytest.approx(expected, abs=1e-9)
+
+
+def test_equal_rays_are_inside_each_other_whatever_their_dtype() -> None:
+    """Rays along lines, whose neighbours are at a distance of 0 or of a rounding."""
+    generator = torch.Generator().manual_seed(0)
+    lines = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    rays, others = (
+        lines[torch.arange(400) % 4]
+        * torch.rand(400, 1, generator=generator, dtype=torch.float64).add(1)
+        for _ in range(2)
+    )
+    for x, reference in ((rays.float(), others), (rays, others.float()), (rays, others)):
+        result = conditional_directions(x, reference, quantile=0.0)
+        assert result[1:3] == (1, 1)
+        assert result[4:6] == (1, 1)
+
+
 # ---- directions and angles ----
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e200, 1e300])
+def test_directions_and_angles_of_vectors_whose_squares_are_no_numbers(scale: float) -> None:
+    x, axes = vectors(50, 1).double(), synthetic.mixing(3)
+    torch.testing.assert_close(directions(scale * x), directions(x))
+    expected = angle_to_nearest_axis(x, axes)
+    torch.testing.assert_close(angle_to_nearest_axis(scale * x, axes / scale), expected)
 
 
 def test_directions() -> None:

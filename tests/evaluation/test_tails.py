@@ -57,9 +57,9 @@ def test_titles_state_the_share_that_is_off(drawn: list[Any], tmp_path: Path) ->
     worse[-4:] = 100 * torch.ones(4, 4)  # four of the largest ten
     plots.heavy_tails({"data": x, "model": worse}, axes, tmp_path / "tails.png")
     titles = [panel.get_title() for panel in drawn[0].axes]
-    assert titles[0] == "data\nlargest 1 %: 0.0 % are over 10° off every axis"
-    assert titles[2] == "model\nlargest 1 %: 40.0 % are over 10° off every axis"
-    assert titles[3] == "largest 1 %: median 0°, 90 % within 60°"
+    assert titles[0] == "data\nof the largest 1 % of 1,000 vectors, 0.0 % are over 10° off"
+    assert titles[2] == "model\nof the largest 1 % of 1,000 vectors, 40.0 % are over 10° off"
+    assert titles[3] == "angle of the largest 1 %: median 0°, 90 % 60°"
     assert [reds(panel) for panel in drawn[0].axes] == [0, 0, 4, 4, 0]
 
 
@@ -74,8 +74,17 @@ def test_every_panel_has_the_quantiles_of_the_data(drawn: list[Any], tmp_path: P
     plots.heavy_tails({"data": DATA, "model": DATA * 3}, AXES, tmp_path / "tails.png")
     first, second = drawn[0].axes[1].lines, drawn[0].axes[3].lines
     assert len(first) == 3
-    for one, other in zip(first, second, strict=True):
+    for one, other in zip(first, second, strict=False):
         assert one.get_xydata().tolist() == other.get_xydata().tolist()
+
+
+def test_a_model_has_its_own_median(drawn: list[Any], tmp_path: Path) -> None:
+    plots.heavy_tails({"data": DATA, "model": DATA * 3}, AXES, tmp_path / "tails.png")
+    first, second = drawn[0].axes[1].lines, drawn[0].axes[3].lines
+    own = second[-1].get_xydata()
+    assert second[-1].get_label() == "its own median"
+    assert own[:, 0] == pytest.approx(3 * first[0].get_xydata()[:, 0], rel=1e-5)
+    assert own[:, 1] == pytest.approx(first[0].get_xydata()[:, 1], rel=1e-5, abs=1e-5)
 
 
 def test_quantiles_are_those_given_the_norm() -> None:
@@ -109,11 +118,20 @@ def test_vectors_along_an_axis_can_be_drawn(drawn: list[Any], tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
+    "x", [torch.ones(100), torch.ones(100, 2, 2), torch.ones(100, 1), torch.ones(0, 4)]
+)
+def test_heavy_tails_refuses_shapes(x: Tensor, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"sets\['b'\] must have shape \(n, "):
+        plots.heavy_tails({"a": DATA[:100], "b": x}, AXES, tmp_path / "tails.png")
+
+
+@pytest.mark.parametrize(
     ("names", "axes", "message"),
     [
         ("abcd", AXES, "sets must be 1 to 3, got 4: draw fewer"),
         ("", AXES, "sets must be 1 to 3, got 0"),
         ("a", AXES[:1], r"axes must be at least 2 vectors, got shape \(1, 4\)"),
+        ("a", AXES[0], r"axes must be at least 2 vectors, got shape \(4,\)"),
         ("a", torch.eye(3), r"axes must have shape \(k, 4\)"),
     ],
 )

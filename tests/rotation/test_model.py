@@ -21,6 +21,8 @@ from fastmsgm.nets import MLP, UNet
 from fastmsgm.rotation import RadialPrior, Rotation, RotationModel
 from fastmsgm.rotation.heat_kernel import kappa, rho
 from fastmsgm.rotation.preconditioning import B_MIN, RotationPreconditioning
+from fastmsgm.rotation.ring import RingSplitting
+from fastmsgm.rotation.spherical import SphericalMultistep
 from fastmsgm.sampling import plan_for
 from tests.rotation.exact import TiltedNet, exact_model, heavy_tails, unit, vectors
 
@@ -293,8 +295,7 @@ def test_the_condition_of_a_norm_far_beyond_the_data_is_that_of_the_limit() -> N
     model, seen = vectors(prior=prior, saturate=0.05), list[Tensor]()
     model.net.forward = lambda x, c, log_norm: (seen.append(log_norm), torch.zeros_like(x))[1]
     assert sampled(model, 64, steps=2).isfinite().all()
-    assert model.log_norm_max is not None
-    limit = log_norm(model, torch.tensor([model.log_norm_max]).exp())
+    limit = log_norm(model, model.log_norm_max[None].exp())
     for given in seen:
         torch.testing.assert_close(given, limit.expand(64))
 
@@ -303,34 +304,63 @@ def test_the_limit_is_kept_in_files(saturated: RotationModel, tmp_path: Path) ->
     saturated.save(tmp_path)
     again, norms = load(tmp_path), heavy_tails().norm(dim=1)
     assert isinstance(again, RotationModel)
-    assert again.log_norm_max == saturated.log_norm_max
+    assert torch.equal(again.log_norm_max, saturated.log_norm_max)
     assert torch.equal(log_norm(again, norms), log_norm(saturated, norms))
 
 
-def test_a_checkpoint_from_before_has_no_limit() -> None:
-    model = vectors()
-    config = {**model.config(), "precision": "fp32"}
-    del config["log_norm_max"]
-    again = RotationModel.from_config(model.net, config, dict(model.state_dict()))
-    assert again.log_norm_max is None
+def test_the_limit_travels_with_the_weights(saturated: RotationModel) -> None:
+    other, norms = vectors(), heavy_tails().norm(dim=1)
+    other.load_state_dict(saturated.state_dict())
+    assert torch.equal(log_norm(other, norms), log_norm(saturated, norms))
+
+
+def test_weights_from_before_have_no_limit(saturated: RotationModel) -> None:
+    weights = dict(vectors().state_dict())
+    del weights["log_norm_max"]
+    config = {**saturated.config(), "precision": "fp32"}
+    assert RotationModel.from_config(saturated.net, config, weights).log_norm_max == math.inf
+    saturated.load_state_dict(weights)
+    assert saturated.log_norm_max == math.inf
+
+
+def test_the_weights_of_the_network_alone_keep_the_limit(saturated: RotationModel) -> None:
+    limit = saturated.log_norm_max.clone()
+    net = {name: value for name, value in saturated.state_dict().items() if name[:4] == "net."}
+    saturated.load_state_dict(net, strict=False)
+    assert torch.equal(saturated.log_norm_max, limit)
+    assert limit < math.inf
+
+
+def of_tails(n: int, heavy: bool, **options: Any) -> tuple[RotationModel, Tensor]:
+    """Return a model of n vectors, heavy-tailed or normal, and these."""
+    z = torch.randn(n, 3, generator=torch.Generator().manual_seed(0))
+    data = z / z[:, :1].abs() if heavy else z
+    net = MLP(3, condition={"log_norm": 1})
+    return RotationModel.for_data(net, Rotation(**options), data), data
 
 
 @pytest.mark.parametrize(
-    ("n", "heavy", "tail", "larger"),
-    [(10_000, True, 0.5, 10), (10_000, False, 0.0, 0), (2000, True, 0.0, 2), (900, True, 0.0, 0)],
+    ("n", "heavy", "larger"), [(10_000, True, 10), (10_000, False, 0), (900, True, 0)]
 )
-def test_the_defaults_of_heavy_tails(n: int, heavy: bool, tail: float, larger: int) -> None:
-    z = torch.randn(n, 3, generator=torch.Generator().manual_seed(0))
-    data = z / z[:, :1].abs() if heavy else z
-    model = RotationModel.for_data(MLP(3, condition={"log_norm": 1}), Rotation(), data)
-    limit = math.inf if model.log_norm_max is None else model.log_norm_max
-    assert model.default_tail == tail
-    assert int((data.double().norm(dim=1).log() > limit).sum()) == larger
+def test_the_limit_is_for_heavy_tails(n: int, heavy: bool, larger: int) -> None:
+    model, data = of_tails(n, heavy)
+    assert int((data.norm(dim=1).log() > model.log_norm_max).sum()) == larger
 
 
-@pytest.mark.parametrize("limit", [math.inf, math.nan, "1", True])
+@pytest.mark.parametrize(
+    ("n", "heavy", "eta"), [(1000, True, 0.6), (1000, False, 0.0), (900, True, 0.0)]
+)
+def test_the_solver_is_stochastic_for_heavy_tails(n: int, heavy: bool, eta: float) -> None:
+    assert of_tails(n, heavy)[0].default_solver == SphericalMultistep(eta=eta)
+
+
+def test_the_solver_of_ring_noise_is_the_same_for_heavy_tails() -> None:
+    assert of_tails(1000, True, noise="ring")[0].default_solver == RingSplitting()
+
+
+@pytest.mark.parametrize("limit", [-math.inf, math.nan, "1", True])
 def test_a_limit_that_is_no_number(limit: Any) -> None:
-    with pytest.raises(ValueError, match="log_norm_max must be a finite number or None"):
+    with pytest.raises(ValueError, match="log_norm_max must be a number or inf, got"):
         RotationModel(
             nn.Identity(),
             Rotation(),

@@ -559,6 +559,7 @@ def test_train_a_rotation_then_sample(tmp_path: Path) -> None:
     model = fastmsgm.load(out)
     assert isinstance(model, fastmsgm.RotationModel)
     assert (model.process.noise, model.process.beta_max, model.tail) == ("isotropic", 15.0, 6)
+    assert isinstance(model.net, nets.DirectionMLP)
     norms = fastmsgm.sample(model, 50, progress=False).norm(dim=1)
     expected = model.prior.sample(50, rng.stream(0))
     torch.testing.assert_close(norms.log(), expected.log(), rtol=0, atol=1e-5)

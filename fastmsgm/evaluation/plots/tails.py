@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastmsgm.evaluation.metrics import angle_to_nearest_axis
+from fastmsgm.evaluation.metrics.checks import check_samples
 from fastmsgm.evaluation.plots.canvas import figure
 
 _COLORS = ("dimgray", "tab:blue", "tab:orange")  # of the data, the model, its baseline
@@ -53,8 +54,9 @@ def heavy_tails(sets: dict[str, Tensor], axes: Tensor, path: str | os.PathLike[s
     angle. Below, the survival functions of the norms, as far as ten of them are larger.
 
     Args:
-        sets: Up to three of (n, d) samples by name, the data first. The scatter plots show the
-            first vectors of each, as many as the smallest set has; figures are of all.
+        sets: Up to three of (n, d) samples by name, d >= 2, the data first, on any device. The
+            scatter plots show the first vectors of each, as many as the smallest set has; figures
+            are of all.
         axes: (k, d) directions of the lines, k >= 2; for ``correlated_cauchy``
             ``synthetic.mixing(d).T``.
         path: Path of the file.
@@ -67,8 +69,11 @@ def heavy_tails(sets: dict[str, Tensor], axes: Tensor, path: str | os.PathLike[s
     """
     if not 1 <= len(sets) <= len(_COLORS):
         raise ValueError(f"sets must be 1 to {len(_COLORS)}, got {len(sets)}: draw fewer")
-    if len(axes) < 2:
-        raise ValueError(f"axes must be at least 2 vectors, got shape {tuple(axes.shape)}")
+    if axes.ndim != 2 or len(axes) < 2:
+        raise ValueError(
+            f"axes must be at least 2 vectors, got shape {tuple(axes.shape)}: give (k, d)"
+        )
+    sets, axes = {name: _on_cpu(name, x) for name, x in sets.items()}, axes.cpu()
     whole = {name: _ordered(x, axes) for name, x in sets.items()}
     data = next(iter(whole.values()))
     pair, band, shown = _clearest_pair(axes), _band(data), min(len(x) for x in sets.values())
@@ -108,6 +113,17 @@ def heavy_tails(sets: dict[str, Tensor], axes: Tensor, path: str | os.PathLike[s
     _survival(picture.add_subplot(layout[2, :]), {name: v.norms for name, v in whole.items()})
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     picture.savefig(path, dpi=100)
+
+
+def _on_cpu(name: str, x: Tensor) -> Tensor:
+    """Return a set (n, d) on the CPU, where figures are drawn; ValueError for another shape."""
+    check_samples(f"sets[{name!r}]", x, least=1)
+    if x.ndim != 2 or x.shape[1] < 2:
+        raise ValueError(
+            f"sets[{name!r}] must have shape (n, d) with d >= 2, got {tuple(x.shape)}: flatten "
+            "the features"
+        )
+    return x.cpu()
 
 
 def _ordered(x: Tensor, axes: Tensor) -> _Vectors:
