@@ -169,7 +169,7 @@ def test_a_network_of_ones_own(dtype: torch.dtype, tmp_path: Path) -> None:
     again = load(tmp_path, net=Own())
     assert torch.equal(again.net.linear.weight, model.net.linear.weight.to(dtype).float())
     assert int(again.net.seen) == 70001
-    message = rf"net '{__name__}\.Own' is not one of DirectionMLP, MLP, UNet: build it yourself and give it as net="
+    message = rf"net '{__name__}\.Own' is not one of DirectionMLP, MLP, UNet: build it yourself"
     with pytest.raises(ValueError, match=message):
         load(tmp_path)
 
