@@ -21,7 +21,8 @@ import fastmsgm
 from fastmsgm import data
 
 STEPS = (3, 4, 5, 6, 8)
-TEACHERS = {3: 8, 4: 8, 5: 8, 6: 8, 8: 12}  # network calls; more are no better, see docs/solvers.md
+DEFAULT = 6  # the knee of the curve in docs/solvers.md
+TEACHERS = {3: 8, 4: 8, 5: 8, 6: 8, 8: 12}  # network calls; more are no better here
 TRAJECTORIES, ITERATIONS, BATCH = 1_000, 600, 10
 EPOCHS = 5
 
@@ -96,6 +97,7 @@ def main() -> None:
             iterations=ITERATIONS,
             batch_size=BATCH,
         )
+        model.default_steps = DEFAULT if DEFAULT in model.fitted else None
         model.save(args.out, dtype=torch.float16)
 
 
