@@ -30,8 +30,8 @@ from bench import cauchy_baselines
 from bench.harness import results
 from fastmsgm.data import synthetic
 from fastmsgm.evaluation import metrics
-from fastmsgm.recipes import cauchy_rotation as recipe
 from fastmsgm.sampling import plan_for
+from train import cauchy_rotation as recipe
 
 BENCHMARK = "cauchy_arms"
 CACHE = Path(__file__).parent / "cache" / BENCHMARK

@@ -16,6 +16,7 @@ import argparse
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ FEW, MANY = 2_000, 10_000
 VECTORS, FEWER_VECTORS, FEWER_FROM = 100_000, 20_000, 100  # of more than 100 calls
 
 
-def cells_of_images(model: fastmsgm.ScoreModel) -> Iterator[tuple[str, Solver, int, int]]:
+def cells_of_images(model: fastmsgm.GBMModel) -> Iterator[tuple[str, Solver, int, int]]:
     """Yield solver name, solver, steps and samples of each cell, the most wanted first."""
     ode = solvers.DPMSolverPP2M()
     for steps, fitted in sorted(model.fitted.items()):
@@ -61,7 +62,7 @@ def cells_of_images(model: fastmsgm.ScoreModel) -> Iterator[tuple[str, Solver, i
 
 def images() -> None:
     """Measure the cells of fashion-gbm that the results do not hold yet."""
-    model = fastmsgm.load("fashion-gbm")
+    model = cast(fastmsgm.GBMModel, fastmsgm.load("fashion-gbm"))
     network = load_classifier()
     reference = features(data.fashion_mnist("test"), network)
     for name, solver, steps, samples in cells_of_images(model):

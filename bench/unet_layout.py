@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastmsgm
 from bench.harness import results
@@ -48,7 +49,7 @@ def providers(net: Any, x: Tensor, condition: dict[str, Tensor]) -> dict[str, Ca
     }
 
 
-class ChannelsFirst(torch.utils._python_dispatch.TorchDispatchMode):
+class ChannelsFirst(TorchDispatchMode):
     """Ignores the request for channels last."""
 
     def __torch_dispatch__(

@@ -230,6 +230,7 @@ def conditional() -> GBMModel:
     torch.manual_seed(0)
     data, labels = torch.exp(0.3 * torch.randn(200, 3)), torch.arange(200) % 4
     net = MLP(3, 8, 1, condition={"age": 1}, classes=4)
+    assert net.label is not None
     with torch.no_grad():
         net.label.weight.normal_()
     return GBMModel.for_data(net, GBM(8.0), data, labels=labels, classes=4).eval()

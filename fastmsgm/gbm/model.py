@@ -215,8 +215,9 @@ class GBMModel(ScoreModel):
         return DPMSolverPP2M(eta=0.0 if self.classes else 1.0)
 
     def solver_of(self, steps: int | None, guided: bool = False) -> Solver:
-        fitted = self.fitted.get(self.default_steps if steps is None else steps)
-        return self.default_solver if fitted is None or guided else fitted
+        steps = self.default_steps if steps is None else steps
+        fitted = None if steps is None or guided else self.fitted.get(steps)
+        return self.default_solver if fitted is None else fitted
 
     def weights_changed(self) -> None:
         self.fitted, self.default_steps = {}, None  # not cleared: a copy may share it

@@ -27,7 +27,7 @@ def test_demo_writes_the_pictures(
     for name in ("fashion.png", "denoising.png", "cauchy.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
         assert str(tmp_path / name) in printed
-    assert "4 samples, 18 network calls each" in caplog.text
+    assert "4 samples, 6 network calls each" in caplog.text
     assert "40 samples, 20 network calls each" in caplog.text
 
 
