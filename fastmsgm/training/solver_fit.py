@@ -1,12 +1,12 @@
 """fit_solver: a solver of few network calls, fitted to many-call samples of the same network.
 
-A solver is a table of numbers that one fused kernel applies. Those of a formula are right in the
-limit of many steps. For a few, gradient descent finds better ones for a given network: noise
-levels, what the network is told of them, and how its outputs are combined (Bespoke solvers, Shaul
-et al., 2024; S4S, Frankel et al., 2025). Both the teacher and the fitted solver are deterministic
-and start from the same noise, so that the distance of their samples is a loss. Of log x it is that
-of every value. Images also differ by what a network sees in them: ``features`` adds the distance of
-their features, and that of the features' means, which fewer calls shift.
+A solver is a table of numbers that one fused kernel applies. The numbers of a formula are right in
+the limit of many steps. For few steps gradient descent finds better ones for a given network: noise
+levels, the scale of the network's input, and how its outputs are combined (Bespoke solvers, Shaul
+et al., 2024; S4S, Frankel et al., 2025). The teacher and the fitted solver are deterministic and
+start from the same noise, so that the distance of their samples is a loss. Errors of single values
+say little of an image: ``features`` adds the distance of features, and that of their means, which
+few calls shift.
 """
 
 from __future__ import annotations

@@ -20,6 +20,10 @@ class TrainableTable(nn.Module):
         model: A denoiser, whose network it calls.
         steps: Number of network calls.
 
+    Attributes:
+        log_inputs: (R, 2) log sigma and log c_in, float64 on the CPU.
+        coefficients: (R, 4) A, B, B' and C, float64 on the CPU.
+
     Raises:
         ValueError: The model is not a denoiser.
     """
@@ -44,8 +48,8 @@ class TrainableTable(nn.Module):
             condition: What else the network is conditioned on, each (n, ...).
         """
         model, log_std = self.model, self.model.log_std
-        inputs, rows = (p.to(noise.device, torch.float32) for p in self.parameters_of_table())
-        log_sigmas, log_c_in = inputs.unbind(1)
+        rows = self.coefficients.to(noise.device, torch.float32)
+        log_sigmas, log_c_in = self.log_inputs.to(noise.device, torch.float32).unbind(1)
         sigmas = log_sigmas.exp()
         y = means + torch.sqrt(model.variance + sigmas[0].square()) * noise
         previous = torch.zeros_like(y)
@@ -58,10 +62,6 @@ class TrainableTable(nn.Module):
             y = a * y + b * denoised + b_previous * previous + c
             previous = denoised
         return y
-
-    def parameters_of_table(self) -> tuple[nn.Parameter, nn.Parameter]:
-        """Return (R, 2) log sigma and log c_in, and (R, 4) coefficients, float64 on the CPU."""
-        return self.log_inputs, self.coefficients
 
     def solver(self) -> FittedSolver:
         """Return the table as it is now."""
