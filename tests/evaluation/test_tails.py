@@ -57,8 +57,8 @@ def test_titles_state_the_share_that_is_off(drawn: list[Any], tmp_path: Path) ->
     worse[-4:] = 100 * torch.ones(4, 4)  # four of the largest ten
     plots.heavy_tails({"data": x, "model": worse}, axes, tmp_path / "tails.png")
     titles = [panel.get_title() for panel in drawn[0].axes]
-    assert titles[0] == "data\nof the largest 1 % of 1,000 vectors, 0.0 % are over 10° off"
-    assert titles[2] == "model\nof the largest 1 % of 1,000 vectors, 40.0 % are over 10° off"
+    assert titles[0] == "data\nlargest 1 % of 1,000 vectors: 0.0 % over 10° off"
+    assert titles[2] == "model\nlargest 1 % of 1,000 vectors: 40.0 % over 10° off"
     assert titles[3] == "angle of the largest 1 %: median 0°, 90 % 60°"
     assert [reds(panel) for panel in drawn[0].axes] == [0, 0, 4, 4, 0]
 

@@ -89,7 +89,7 @@ def heavy_tails(sets: dict[str, Tensor], axes: Tensor, path: str | os.PathLike[s
         _rays(rays, vectors.extremes, axes[:, pair].double(), pair, float(band[0].max()), color)
         share = float(extremes.off_axis.double().mean())
         rays.set_title(
-            f"{name}\nof the largest 1 % of {len(x):,} vectors, {100 * share:.1f} % are over "
+            f"{name}\nlargest 1 % of {len(x):,} vectors: {100 * share:.1f} % over "
             f"{_OFF_AXIS:g}° off",
             fontsize=10,
         )
