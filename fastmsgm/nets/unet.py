@@ -212,7 +212,7 @@ class UNet(ConditionedNet):
         if below or right:
             x = F.pad(x, (0, right, 0, below), mode="replicate")
         embedded = self.embed(x, c_noise, label, condition)
-        # Channels last: convolutions on a CPU are up to 1.6x faster so.
+        # Channels last: on a CPU a call takes 13 % less time (bench/unet_layout.py).
         h = self.stem(F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last))
         levels: list[Any] = [self, *self.inner]  # the layers of the finest are the network's own
         skips: list[Tensor] = []
