@@ -6,7 +6,7 @@ A row (sigma, c_in, A, B, B', C) is one network call, in the terms of ``state.py
 
 with k0 = c_skip and k1 = c_out at sigma. It is the row of a multistep solver whose numbers follow
 from no formula: also what the network sees, c_in y, may differ from EDM's scaling at the noise
-level that it is told.
+level that c_noise says.
 """
 
 from __future__ import annotations

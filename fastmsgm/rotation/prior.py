@@ -222,7 +222,7 @@ class LogNorms:
                 (``is_heavy_tailed``), else 0.
 
         Returns:
-            The largest log-norm that is told apart from larger ones; inf where all are.
+            The largest log-norm that is distinguished from larger ones; inf where all are.
 
         Raises:
             ValueError: share is out of range.

@@ -34,9 +34,14 @@ def run(heading: str) -> dict[str, Any]:
 
 
 def on_two_ranks(heading: str, after: str, folder: Path) -> str:
-    """Run a section and more lines on two processes; return what they print."""
-    script = folder / "script.py"
-    script.write_text(f"{example(heading)}\n{after}")
+    """Run a section and more lines on two processes; return what they print.
+
+    They exit without the interpreter's shutdown, in which PyTorch's gloo threads abort at times.
+    """
+    script, leave = folder / "script.py", "torch.distributed.destroy_process_group()\n"
+    end = f"{leave}import os, sys\nsys.stdout.flush()\nos._exit(0)\n"
+    text = example(heading).removesuffix(leave)
+    script.write_text(f"{text}\n{after}\ntorch.distributed.barrier()\n{end}")
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(
