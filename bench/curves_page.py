@@ -69,7 +69,8 @@ def write() -> None:
         parts.append(_images(_cells(rows, samples), samples))
     parts += [_ratios(_cells(rows, 10_000)), TRIED]
     for name in ("cauchy-rotation", "cauchy-vp"):
-        parts += [VECTORS.format(name=name), _vectors(rows, name)]
+        table = _vectors(rows, name)
+        parts += [VECTORS.format(name=name), table or "Not measured yet.\n\n"]
     PAGE.write_text("".join(parts).rstrip() + "\n")
 
 
@@ -128,7 +129,12 @@ def _vectors(rows: dict[str, tuple[float, str]], name: str) -> str:
         where, _, metric = quantity.partition(": ")
         if (where.startswith(f"{name}, ") or where == floor) and metric in VECTOR_METRICS:
             found.setdefault(where.removeprefix(f"{name}, "), {})[metric] = value
-    found = {k: v for k, v in found.items() if k != floor} | {"floor": found.get(floor, {})}
+    lowest = found.pop(floor, {})
+    if not found:
+        return ""
+    names = list(dict.fromkeys(where.partition(", NFE ")[0] for where in found))
+    in_order = sorted(found, key=lambda k: (names.index(k.partition(", NFE ")[0]), _nfe(k)))
+    found = {where: found[where] for where in in_order} | {"floor": lowest}
     table = [
         [solver.rpartition(", NFE ")[2] if "NFE" in solver else "-"]
         + [_number(row.get(metric)) for metric in VECTOR_METRICS]
@@ -136,6 +142,10 @@ def _vectors(rows: dict[str, tuple[float, str]], name: str) -> str:
     ]
     names = [solver.partition(", NFE ")[0] for solver in found]
     return _table(["solver", "NFE", *VECTOR_METRICS], names, table)
+
+
+def _nfe(where: str) -> int:
+    return int(where.rpartition(", NFE ")[2])
 
 
 def _number(value: float | None) -> str:
