@@ -166,6 +166,10 @@ class ScoreModel(nn.Module, ABC):
     def config(self) -> dict[str, Any]:
         """Return all but the network as JSON can hold it; ``from_config`` reads it."""
 
+    def solver_config(self) -> dict[str, Any]:
+        """Return what ``save`` stores of fitted solvers, which neither training nor noise see."""
+        return {}
+
     @classmethod
     @abstractmethod
     def from_config(
@@ -315,6 +319,7 @@ class ScoreModel(nn.Module, ABC):
             "net": self.net_config(),
             "precision": self.precision,
             **self.config(),
+            **self.solver_config(),
         }
         text = json.dumps(config, indent=2) + "\n"
         path = Path(folder)

@@ -23,6 +23,7 @@ from fastmsgm import (
     sample,
 )
 from fastmsgm.data.synthetic import correlated_cauchy
+from fastmsgm.fingerprint import fingerprint
 from fastmsgm.gbm.fitted import FittedSolver
 from fastmsgm.nets import MLP
 from fastmsgm.sampling import plan_for
@@ -177,6 +178,13 @@ def test_tables_are_saved_with_the_weights(tmp_path: Path) -> None:
     assert torch.equal(
         sample(found, 5, steps=2, progress=False), sample(model, 5, steps=2, progress=False)
     )
+
+
+def test_a_table_does_not_change_which_model_it_is() -> None:
+    model = small()
+    before = fingerprint(model)
+    quick(model)
+    assert fingerprint(model) == before
 
 
 def test_the_same_arguments_give_the_same_table() -> None:

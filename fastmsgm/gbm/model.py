@@ -264,9 +264,11 @@ class GBMModel(ScoreModel):
             "offset": self.offset,
             "bounds": self.bounds,
             "shape": self.shape,
-            "default_steps": self.default_steps,
-            "fitted": {str(steps): solver.config() for steps, solver in self.fitted.items()},
         }
+
+    def solver_config(self) -> dict[str, Any]:
+        tables = {str(steps): solver.config() for steps, solver in self.fitted.items()}
+        return {"default_steps": self.default_steps, "fitted": tables}
 
     @classmethod
     def from_config(

@@ -19,16 +19,14 @@ from fastmsgm.nets import NETS
 
 def run_settings(model: ScoreModel, batches: Batches, **arguments: Any) -> dict[str, Any]:
     """Return all that decides the result of a run, as a checkpoint gives it back."""
-    net, config = model.net_config(), model.config()
-    for name in ("fitted", "default_steps"):  # tables do not change a training
-        config.pop(name, None)
+    net = model.net_config()
     settings = {
         "format_version": FORMAT_VERSION,
         **arguments,
         "batch_size": batches.sizes,
         "samples": batches.samples,
         "net": net if net["name"] in NETS else None,  # another's arguments are its user's
-        **config,
+        **model.config(),
     }
     return json.loads(json.dumps(settings, default=float))
 
