@@ -6,7 +6,6 @@ import functools
 import hashlib
 import logging
 import os
-import pickle
 import shutil
 import sys
 from collections.abc import Callable
@@ -83,7 +82,7 @@ class _Cache(FunctionCache):
 
 
 class _Files(IndexDataCacheFile):
-    """A file for each signature of a kernel: its SHA-256, then the pickle that this is of."""
+    """A file for each signature of a kernel: what numba writes, then the SHA-256 of that."""
 
     def load(self, key: Any) -> Any:
         path = self._path(key)
@@ -91,9 +90,9 @@ class _Files(IndexDataCacheFile):
             content = path.read_bytes()
         except FileNotFoundError:
             return None
-        if hashlib.sha256(content[_DIGEST:]).digest() != content[:_DIGEST]:
+        if hashlib.sha256(content[:-_DIGEST]).digest() != content[-_DIGEST:]:
             raise ValueError(f"{path.name} is damaged")
-        written, data = pickle.loads(content[_DIGEST:])
+        written, data = self._load_data(path.name)  # numba's reader stops before the digest
         return data if written == key else None
 
     def save(self, key: Any, data: Any) -> None:
@@ -105,7 +104,7 @@ class _Files(IndexDataCacheFile):
                     shutil.rmtree(folder, ignore_errors=True)
         content = dumps((key, data))
         with self._open_for_write(path) as file:
-            file.write(hashlib.sha256(content).digest() + content)
+            file.write(content + hashlib.sha256(content).digest())
 
     def _path(self, key: Any) -> Path:
         name = hashlib.sha256(repr((numba.__version__, key)).encode()).hexdigest()[:16]

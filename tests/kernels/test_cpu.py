@@ -153,7 +153,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda content: b"",
     "cut": lambda content: content[:-100],
     "flipped bit": lambda content: content[:900] + bytes([content[900] ^ 4]) + content[901:],
-    "no pickle": lambda content: hashlib.sha256(b"no pickle").digest() + b"no pickle",
+    "no pickle": lambda content: b"no pickle" + hashlib.sha256(b"no pickle").digest(),
 }
 
 
