@@ -1,10 +1,12 @@
-"""Data sets: images, arrays from files, folders of images, synthetic sets, and their batches.
+"""Data sets: images, files, folders, synthetic sets, turbulence, stocks, and their batches.
 
 from fastmsgm import data
 images = data.fashion_mnist()
 faces = data.image_folder("faces", size=64)
-returns = data.load("returns.npy")
+signals = data.load("signals.npy")
+returns = data.stock_returns()
 vectors = data.synthetic.correlated_cauchy(10_000, d=4)
+fields = data.turbulence(10_000, size=32)
 """
 
 from . import synthetic
@@ -14,6 +16,8 @@ from .files import NAMES, load
 from .folders import image_folder
 from .images import cifar10, fashion_mnist, kmnist, mnist
 from .order import DataOrder, OversampledOrder
+from .stocks import stock_returns
+from .turbulence import turbulence
 
 __all__ = [
     "NAMES",
@@ -27,5 +31,7 @@ __all__ = [
     "load",
     "mnist",
     "one_pass",
+    "stock_returns",
     "synthetic",
+    "turbulence",
 ]

@@ -19,6 +19,7 @@ from torch import Tensor
 from fastmsgm.data.folders import image_folder
 from fastmsgm.data.images import cifar10, fashion_mnist, kmnist, mnist
 from fastmsgm.data.reading import check_inflated, listed, read_exactly, read_npy, reading, shown
+from fastmsgm.data.variables import SUFFIXES, read_variable, split_name
 
 _DTYPES = {  # by their names in .safetensors
     "F16": torch.float16,
@@ -38,12 +39,14 @@ def load(name_or_path: str | os.PathLike[str], size: int | None = None) -> Tenso
     """Load a training set.
 
     Args:
-        name_or_path: One of ``NAMES``; or a ``.npy``, ``.npz`` or ``.safetensors`` file that holds
-            one array (n, ...) of float16, bfloat16, float32 or float64, or of uint8 images
-            (n, c, h, w) or (n, h, w, c); or a folder of images, see ``image_folder``. Of several
-            arrays in a ``.npz`` the one named ``arr_0`` is taken, as ``sample`` and tools for the
-            Frechet distance write it. uint8 images, and four axes of any dtype in a ``.npz``, are
-            taken as (n, h, w, c) where the last axis is 1 or 3 and axis 1 is not.
+        name_or_path: One of ``NAMES``; or a file that holds one array (n, ...) of float16,
+            bfloat16, float32 or float64, or of uint8 images (n, c, h, w) or (n, h, w, c); or a
+            folder of images, see ``image_folder``. Files are ``.npy``, ``.npz``, ``.safetensors``,
+            HDF5 (``.h5``, ``.hdf5``) and netCDF (``.nc``). Of several arrays in a ``.npz`` the one
+            named ``arr_0`` is taken, as ``sample`` and tools for the Frechet distance write it. Of
+            HDF5 and netCDF it is the only one of two or more axes, or the one that is named, as in
+            ``flow.nc:vorticity``. uint8 images, and four axes of any dtype in a ``.npz``, are taken
+            as (n, h, w, c) where the last axis is 1 or 3 and axis 1 is not.
         size: Height and width of the images of a folder; None is their own, if all have one size.
 
     Returns:
@@ -52,14 +55,16 @@ def load(name_or_path: str | os.PathLike[str], size: int | None = None) -> Tenso
 
     Raises:
         FileNotFoundError: There is no such file or folder.
-        ImportError: A folder of images without Pillow, of the extra "images".
+        ImportError: A folder of images without Pillow, of the extra "images"; an HDF5 or netCDF
+            file without h5py or SciPy, of the extra "experiments".
         MemoryError: There is not enough memory.
         OSError: The system cannot read the file.
         TypeError: The array is neither of floating point nor uint8.
         ValueError: An unknown name or suffix, a damaged file, a wrong shape, values that are not
             finite in float32, or a size for what is no folder.
     """
-    path = Path(name_or_path)
+    source, variable = split_name(os.fspath(name_or_path))
+    path = Path(source)
     # Path("") is the current folder, which nobody means by it.
     if name_or_path not in BY_NAME and os.fspath(name_or_path) and path.is_dir():
         return image_folder(path, size, channels=None)
@@ -67,14 +72,16 @@ def load(name_or_path: str | os.PathLike[str], size: int | None = None) -> Tenso
         raise ValueError(f"size is for folders of images, got {str(name_or_path)!r}: leave it out")
     if name_or_path in BY_NAME:
         return BY_NAME[str(name_or_path)]("train")
-    if path.suffix not in _READERS:
-        *suffixes, last = _READERS
+    if path.suffix not in (*_READERS, *SUFFIXES):
+        *suffixes, last = (*_READERS, *SUFFIXES)
         raise ValueError(
             f"data must be one of {', '.join(NAMES)}, the path of a {', '.join(suffixes)} or "
             f"{last} file, or a folder of images, got {str(name_or_path)!r}"
         )
     if not path.is_file():
         raise FileNotFoundError(f"data: there is no file {path}")
+    if path.suffix in SUFFIXES:
+        return _checked(path, _tensor(path, read_variable(path, variable)))
     return _checked(path, _READERS[path.suffix](path))
 
 

@@ -71,7 +71,7 @@ class Samples(Dataset[Any]):
 def add_data_options(train: argparse.ArgumentParser) -> None:
     """Add the options of what is trained on."""
     add = functools.partial(add_option, train.add_argument_group("data"))
-    files = "a .npy, .npz or .safetensors file, or a folder of images"
+    files = "a .npy, .npz, .safetensors, .h5, .hdf5 or .nc file, or a folder of images"
     add("--data", f"{', '.join(data.NAMES)}, {files}", required=True)
     add(
         "--size",

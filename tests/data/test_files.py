@@ -130,7 +130,7 @@ def test_the_file_stays_as_it_is(tmp_path: Path) -> None:
 def test_load_refuses_an_unknown_name(name: str) -> None:
     with pytest.raises(
         ValueError,
-        match=rf"fashion-mnist, mnist, kmnist, cifar-10, .*\.npy, \.npz or .*folder.*'{name}'",
+        match=rf"fashion-mnist, mnist, kmnist, cifar-10, .*\.npy, .* or \.nc .*folder.*'{name}'",
     ):
         data.load(name)
 

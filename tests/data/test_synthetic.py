@@ -11,14 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastmsgm.data import synthetic
 from fastmsgm.data.synthetic import (
     correlated_cauchy,
+    gaussian,
     gaussian_cauchy,
     lorenz63,
     lorenz96,
     mixing,
+    spirals,
     swiss_roll,
+    uncorrelated_cauchy,
 )
 from fastmsgm.evaluation.metrics import kolmogorov_smirnov, survival
 
@@ -53,6 +55,24 @@ STORED: dict[str, tuple[Callable[[], Tensor], list[list[float]]]] = {
     "swiss_roll": (
         lambda: swiss_roll(2, seed=3),
         [[2.4374966621398926, -0.32715433835983276], [1.3305370807647705, 0.38180142641067505]],
+    ),
+    "uncorrelated_cauchy": (
+        lambda: uncorrelated_cauchy(2, 3, seed=3),
+        [
+            [-0.0587024986743927, -0.2603203058242798, 0.007363565266132355],
+            [-0.02433106116950512, -0.017152918502688408, 0.009928547777235508],
+        ],
+    ),
+    "gaussian": (
+        lambda: gaussian(2, 3, seed=3),
+        [
+            [-0.027812520042061806, 1.9467320442199707, 1.6395635604858398],
+            [0.6525338292121887, -0.8563023209571838, -0.39935410022735596],
+        ],
+    ),
+    "spirals": (
+        lambda: spirals(2, seed=3),
+        [[2.1661434173583984, 1.7340993881225586], [4.457778453826904, 4.500187397003174]],
     ),
 }
 # Sums and products alone have the same bits everywhere, after thousands of chaotic steps.
@@ -101,6 +121,9 @@ def test_stored_values_of_the_flows(name: str) -> None:
     [
         lambda n, seed: correlated_cauchy(n, 3, seed),
         lambda n, seed: gaussian_cauchy(n, 3, seed),
+        lambda n, seed: uncorrelated_cauchy(n, 3, seed),
+        lambda n, seed: gaussian(n, 3, seed),
+        spirals,
         swiss_roll,
         lambda n, seed: lorenz63(n, 2, seed),
         lambda n, seed: lorenz96(n, 5, seed),
@@ -111,7 +134,7 @@ def test_a_sample_depends_on_its_index_and_the_seed_alone(
 ) -> None:
     few = sample(3, 1)
     # Five trajectories of Lorenz-63, or three of Lorenz-96, at a time.
-    monkeypatch.setattr(synthetic, "_BLOCK", 15)
+    monkeypatch.setattr("fastmsgm.data.flows._BLOCK", 15)
     many = sample(7, 1)
     assert many.dtype == torch.float32
     assert many.is_contiguous()
@@ -191,6 +214,35 @@ def test_swiss_roll() -> None:
         assert kolmogorov_smirnov(noise @ torch.tensor(u).double(), torch.special.ndtr)[1] > 1e-5
 
 
+@pytest.mark.parametrize("d", [2, 5])
+def test_sets_of_independent_coordinates(d: int) -> None:
+    for x, cdf in (
+        (50 * uncorrelated_cauchy(5_000, d, seed=d), cauchy_cdf),
+        (gaussian(5_000, d, seed=d), torch.special.ndtr),
+    ):
+        x = x.double()
+        for column in x.T:
+            assert kolmogorov_smirnov(column, cdf)[1] > 1e-5
+        for sides in (x.sign(), (x.abs() - x.abs().median()).sign()):
+            correlations = sides.T @ sides / len(x) - torch.eye(d)
+            assert correlations.abs().max() < 4.5 / len(x) ** 0.5
+
+
+def test_spirals() -> None:
+    exact = 3 * (spirals(5_000, seed=1, noise=0.0).double() - 4)
+    t = exact.norm(dim=1)
+    assert kolmogorov_smirnov(t, lambda r: (r / (3 * math.pi)).clamp(0, 1).square())[1] > 1e-5
+    arms = torch.stack([-t.cos(), t.sin()], dim=1) * t[:, None]
+    sign = (exact * arms).sum(1).sign()
+    torch.testing.assert_close(exact, sign[:, None] * arms, rtol=0, atol=1e-4)
+    assert_mean(sign, 0)
+    noisy = spirals(5_000, seed=1)
+    assert noisy.min() > 0
+    noise = (noisy.double() - 4 - exact / 3) / 0.1
+    for u in ((1.0, 0.0), (0.0, 1.0), (0.6, 0.8)):
+        assert kolmogorov_smirnov(noise @ torch.tensor(u).double(), torch.special.ndtr)[1] > 1e-5
+
+
 def test_lorenz63_invariants() -> None:
     x, y, z = (
         lorenz63(2_700, 3, seed=1, spacing=0.01, coordinate=name).double()
@@ -232,7 +284,11 @@ def test_lorenz96_invariants(d: int, forcing: float, mean: float | None) -> None
 
 
 @pytest.mark.parametrize(
-    "sample", [correlated_cauchy, gaussian_cauchy, swiss_roll, lorenz63, lorenz96]
+    "sample",
+    [
+        *(correlated_cauchy, uncorrelated_cauchy, gaussian_cauchy, gaussian),
+        *(swiss_roll, spirals, lorenz63, lorenz96),
+    ],
 )
 def test_every_set_refuses(sample: Callable[..., Tensor]) -> None:
     with pytest.raises(ValueError, match="n must be at least 1, got 0"):
@@ -250,7 +306,10 @@ def test_every_set_refuses(sample: Callable[..., Tensor]) -> None:
     [
         (correlated_cauchy, ("n", "d", "seed")),
         (gaussian_cauchy, ("n", "d", "seed")),
+        (uncorrelated_cauchy, ("n", "d", "seed")),
+        (gaussian, ("n", "d", "seed")),
         (swiss_roll, ("n", "seed")),
+        (spirals, ("n", "seed")),
         (lorenz63, ("n", "window", "seed")),
         (lorenz96, ("n", "d", "seed")),
     ],
@@ -271,6 +330,10 @@ def test_integers_of_every_set(sample: Callable[..., Tensor], names: tuple[str, 
     [
         (lambda: correlated_cauchy(1, 1), "d must be at least 2, got 1"),
         (lambda: gaussian_cauchy(1, 1), "d must be at least 2, got 1"),
+        (lambda: uncorrelated_cauchy(1, 1), "d must be at least 2, got 1"),
+        (lambda: gaussian(1, 1), "d must be at least 2, got 1"),
+        (lambda: spirals(1, noise=0.2), r"noise must be in \[0, 0\.1\], got 0\.2"),
+        (lambda: spirals(1, noise=math.nan), r"noise must be in \[0, 0\.1\], got nan"),
         (lambda: swiss_roll(1, noise=-0.1), "noise must be finite and at least 0, got -0.1"),
         (lambda: swiss_roll(1, noise=math.nan), "noise must be finite and at least 0, got nan"),
         (lambda: lorenz63(1, 0), "window must be at least 1, got 0"),
