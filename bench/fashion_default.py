@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.fashion_classifier import features, load_classifier
+from bench.classifier import features, load_classifier
 from bench.fashion_frechet import as_images
 from bench.harness import results
 from fastmsgm import data

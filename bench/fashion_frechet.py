@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.fashion_classifier import Classifier, features, half_split, load_classifier
+from bench.classifier import Classifier, features, half_split, load_classifier
 from bench.harness import results
 from fastmsgm import data
 from fastmsgm.evaluation.metrics import frechet_distance

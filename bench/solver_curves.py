@@ -25,7 +25,7 @@ from torch import Tensor
 import fastmsgm
 from bench import curves_page
 from bench.cauchy_arms import held_out, statistics_of
-from bench.fashion_classifier import Classifier, features, load_classifier
+from bench.classifier import Classifier, features, load_classifier
 from bench.fashion_frechet import as_images
 from bench.harness import results
 from fastmsgm import data, solvers

@@ -1,14 +1,15 @@
-"""A Fashion-MNIST classifier; Frechet distances are measured in its 128 penultimate features.
+"""Classifiers of image sets; Frechet distances are measured in their 128 penultimate features.
 
 An ordinary convolutional network, trained with cross-entropy on a seeded half of the training set.
 The other half, which it never sees, gives the floor: the distance of real images from the test set.
-To train it again:
+To train one again:
 
-    python -m bench.fashion_classifier    (about five minutes on one core)
+    python -m bench.classifier --data mnist    (about five minutes on one core)
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import math
@@ -19,10 +20,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fastmsgm import data
+from bench.image_sets import SETS
 
-WEIGHTS = Path(__file__).with_name("fashion_classifier.safetensors")
-RECORD = WEIGHTS.with_suffix(".json")
+FOLDER = Path(__file__).parent / "classifiers"
 SEED = 0
 EPOCHS, BATCH, LEARNING_RATE = 8, 128, 2e-3
 
@@ -61,14 +61,15 @@ def half_split() -> tuple[Tensor, Tensor]:
     return order[:30_000], order[30_000:]
 
 
-def load_classifier() -> Classifier:
-    """Return the trained network, in evaluation mode, float32."""
-    if not WEIGHTS.is_file():
+def load_classifier(name: str = "fashion-mnist") -> Classifier:
+    """Return the trained network of a data set, in evaluation mode, float32."""
+    path = FOLDER / f"{name}.safetensors"
+    if not path.is_file():
         raise FileNotFoundError(
-            f"{WEIGHTS} does not exist: run python -m bench.fashion_classifier to train it"
+            f"{path} does not exist: run python -m bench.classifier --data {name} to train it"
         )
     network = Classifier()
-    network.load_state_dict(load_file(WEIGHTS))
+    network.load_state_dict(load_file(path))
     return network.eval()
 
 
@@ -86,9 +87,9 @@ def accuracy(network: Classifier, images: Tensor, labels: Tensor) -> float:
     return (predicted == labels).double().mean().item()
 
 
-def train() -> Classifier:
-    """Train by Adam on cross-entropy; half of the images are mirrored at random."""
-    images, labels = data.fashion_mnist("train", labels=True)
+def train(name: str) -> Classifier:
+    """Train by Adam on cross-entropy; where the set allows it, half of the images are mirrored."""
+    images, labels = SETS[name].read("train", labels=True)
     half, _ = half_split()
     images, labels = images[half], labels[half]
     torch.manual_seed(SEED)
@@ -100,7 +101,8 @@ def train() -> Classifier:
         network.train()
         for batch in torch.randperm(len(images))[: len(images) // BATCH * BATCH].split(BATCH):
             x = images[batch]
-            x = torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(3), x)
+            if SETS[name].mirrored:
+                x = torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(3), x)
             for group in optimizer.param_groups:
                 group["lr"] = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
             loss = nn.functional.cross_entropy(network(x), labels[batch])
@@ -114,25 +116,29 @@ def train() -> Classifier:
 
 def main() -> None:
     """Train, store the weights in float16, and record the test accuracy of the stored weights."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--data", choices=tuple(SETS), required=True)
+    name = parser.parse_args().data
     torch.set_num_threads(1)
     start = time.process_time()
-    network = train()
+    network = train(name)
     seconds = time.process_time() - start
+    FOLDER.mkdir(exist_ok=True)
     # The batch counts of the normalisation layers stay integers.
     save_file(
         {k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()},
-        WEIGHTS,
+        FOLDER / f"{name}.safetensors",
     )
-    images, labels = data.fashion_mnist("test", labels=True)
+    images, labels = SETS[name].read("test", labels=True)
     record = {
-        "test_accuracy": accuracy(load_classifier(), images, labels),
+        "test_accuracy": accuracy(load_classifier(name), images, labels),
         "training_images": len(half_split()[0]),
         "epochs": EPOCHS,
         "seed": SEED,
         "cpu_seconds": round(seconds, 1),
         "torch": torch.__version__,
     }
-    RECORD.write_text(json.dumps(record, indent=2) + "\n")
+    (FOLDER / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(record))
 
 
