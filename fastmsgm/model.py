@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fastmsgm.checks import check_int, check_offset, interval
 from fastmsgm.files import write_atomically
+from fastmsgm.flow import ProbabilityFlow
 from fastmsgm.modes import once_released
 from fastmsgm.nets import NETS
 from fastmsgm.network_call import PRECISIONS, call_network, check_autocast, check_synchronised
@@ -148,6 +149,17 @@ class ScoreModel(nn.Module, ABC):
     @abstractmethod
     def to_state(self, data: Tensor) -> Tensor:
         """Return data (n, ...) in their own range as states, which a loss takes."""
+
+    def probability_flow(self) -> ProbabilityFlow:
+        """Return the probability flow, which likelihoods are computed by.
+
+        Raises:
+            TypeError: The family defines none.
+        """
+        raise TypeError(
+            f"model must have a probability flow for likelihoods, got a {type(self).__name__}: "
+            "its class defines none (override ScoreModel.probability_flow)"
+        )
 
     def to_process(self, state: Tensor) -> Tensor:
         """Return states (n, ...) in the units of the process, data + offset."""

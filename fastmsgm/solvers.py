@@ -7,7 +7,15 @@ name; ``resolve`` looks a name up.
 from __future__ import annotations
 
 from fastmsgm.gbm.fitted import FittedSolver
-from fastmsgm.gbm.paper_solvers import PUBLISHED, DaleLangevin, PaperSolver, SignAgnostic
+from fastmsgm.gbm.paper_solvers import (
+    PUBLISHED,
+    PUBLISHED_CLASS_AVERAGE,
+    PUBLISHED_SCHEDULE,
+    DaleLangevin,
+    PaperSolver,
+    SignAgnostic,
+    Stage,
+)
 from fastmsgm.gbm.solvers import (
     ERSDE2,
     DPMSolverPP2M,
@@ -38,6 +46,8 @@ from fastmsgm.solver import Plan, Solver, karras_sigmas
 __all__ = [
     "ERSDE2",
     "PUBLISHED",
+    "PUBLISHED_CLASS_AVERAGE",
+    "PUBLISHED_SCHEDULE",
     "DPMSolverPP2M",
     "DaleLangevin",
     "Euler",
@@ -60,6 +70,7 @@ __all__ = [
     "SphericalMultistep",
     "SphericalPlan",
     "SphericalSolver",
+    "Stage",
     "StratonovichHeun",
     "StratonovichRK4",
     "karras_sigmas",

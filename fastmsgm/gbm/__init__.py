@@ -8,6 +8,8 @@ from .model import GBMModel
 from .preconditioning import GBMPreconditioning
 from .prior import LogNormalPrior
 from .process import GBM
+from .published_prior import published_class_average, published_prior
+from .score_matching import MESMLoss, NonNegativeScoreMatching
 
 __all__ = [
     "GBM",
@@ -16,4 +18,8 @@ __all__ = [
     "GBMPreconditioning",
     "LogNormalPrior",
     "MDSMLoss",
+    "MESMLoss",
+    "NonNegativeScoreMatching",
+    "published_class_average",
+    "published_prior",
 ]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -89,7 +90,7 @@ class DenoisingLoss:
         )
         c_noise = _per_sample(x0, preconditioning.c_noise(s))[:, 0]
         f = model(model_input, c_noise, **condition).float()
-        y0_part, z_part = _broadcast(x0, s / sd * c_in, sd * c_in)
+        y0_part, z_part = broadcast(x0, s / sd * c_in, sd * c_in)
         error = f - (y0_part * torch.log(x0.abs()) - z_part * z)
         return error.square().flatten(1).mean(1)
 
@@ -115,30 +116,68 @@ class MDSMLoss:
         Raises:
             TypeError: The model is not a score network of GBM.
         """
-        preconditioning = _preconditioning(model)
-        if preconditioning.denoiser:
-            raise TypeError("MDSMLoss is for score networks, got a denoiser: use DenoisingLoss")
-        process = preconditioning.process
-        uniform = rng.uniforms(x0.shape[0], 1, stream, rng.Purpose.TRAINING_TIME, step)[:, 0]
-        k = 1 + np.floor(uniform.numpy() * (TRAINING_LEVELS - 1))
-        t = k * process.T / TRAINING_LEVELS
-        s = process.sigma * np.sqrt(t)
-        x_t, z = torch.empty_like(x0), torch.empty_like(x0)
-        ops.gbm_perturb_(
-            x0,
-            _per_sample(x0, process.log_drift * t, s, np.ones_like(s)),
-            stream.to(x0.device),
-            rng.Purpose.TRAINING_NOISE,
-            step,
-            x_t=x_t,
-            model_input=None,
-            z=z,
-        )
-        c_noise = _per_sample(x0, preconditioning.c_noise(s))[:, 0]
+        preconditioning = score_preconditioning(self, model)
+        x_t, z, s, c_noise = perturb_to_paper_levels(preconditioning, x0, stream, step)
         f = model(x_t, c_noise, **condition).float()
         q = x_t * f if preconditioning.prediction == "score" else f
-        square, std = _broadcast(x0, s**2, s)
+        square, std = broadcast(x0, s**2, s)
         return (square * (q + 1) + std * z).square().flatten(1).mean(1)
+
+
+class PaperNoise(NamedTuple):
+    """A batch at the paper's noise levels.
+
+    Args:
+        x_t: (n, ...) the noised states.
+        z: (n, ...) the normals.
+        s: (n,) float64, the noise levels.
+        c_noise: (n,) float32, the times, as a score network is given them.
+    """
+
+    x_t: Tensor
+    z: Tensor
+    s: Array
+    c_noise: Tensor
+
+
+def perturb_to_paper_levels(
+    preconditioning: GBMPreconditioning, x0: Tensor, stream: Tensor, step: int
+) -> PaperNoise:
+    """Noise each sample up to t = k T / N, with k uniform in 1 .. N - 1.
+
+    Args:
+        preconditioning: Of a score network.
+        x0: (n, ...) states.
+        stream: The noise stream, on the CPU.
+        step: The step of training.
+    """
+    process = preconditioning.process
+    uniform = rng.uniforms(x0.shape[0], 1, stream, rng.Purpose.TRAINING_TIME, step)[:, 0]
+    k = 1 + np.floor(uniform.numpy() * (TRAINING_LEVELS - 1))
+    t = k * process.T / TRAINING_LEVELS
+    s = process.sigma * np.sqrt(t)
+    x_t, z = torch.empty_like(x0), torch.empty_like(x0)
+    ops.gbm_perturb_(
+        x0,
+        _per_sample(x0, process.log_drift * t, s, np.ones_like(s)),
+        stream.to(x0.device),
+        rng.Purpose.TRAINING_NOISE,
+        step,
+        x_t=x_t,
+        model_input=None,
+        z=z,
+    )
+    return PaperNoise(x_t, z, s, _per_sample(x0, preconditioning.c_noise(s))[:, 0])
+
+
+def score_preconditioning(loss: object, model: ScoreModel) -> GBMPreconditioning:
+    """Return the preconditioning of a score network of GBM; TypeError for other models."""
+    preconditioning = _preconditioning(model)
+    if preconditioning.denoiser:
+        raise TypeError(
+            f"{type(loss).__name__} is for score networks, got a denoiser: use DenoisingLoss"
+        )
+    return preconditioning
 
 
 def _preconditioning(model: ScoreModel) -> GBMPreconditioning:
@@ -153,7 +192,7 @@ def _per_sample(like: Tensor, *columns: Array) -> Tensor:
     return torch.from_numpy(np.stack(columns, axis=1)).float().to(like.device)
 
 
-def _broadcast(like: Tensor, *columns: Array) -> tuple[Tensor, ...]:
-    """Return each column of ``_per_sample`` in the shape (n, 1, ...)."""
+def broadcast(like: Tensor, *columns: Array) -> tuple[Tensor, ...]:
+    """Return each column, computed in float64 on the host, as float32 (n, 1, ...)."""
     shape = (like.shape[0], len(columns), *[1] * (like.ndim - 1))
     return _per_sample(like, *columns).reshape(shape).unbind(1)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fastmsgm.checks import check_int, check_labels, check_offset
 from fastmsgm.data.loaders import Data
 from fastmsgm.gbm.fitted import FittedSolver
+from fastmsgm.gbm.flow import GBMFlow
 from fastmsgm.gbm.loss import DenoisingLoss, MDSMLoss
 from fastmsgm.gbm.paper_solvers import DaleLangevin, SignAgnostic
 from fastmsgm.gbm.preconditioning import GBMPreconditioning
@@ -239,6 +240,9 @@ class GBMModel(ScoreModel):
     @property
     def default_loss(self) -> DenoisingLoss | MDSMLoss:
         return DenoisingLoss() if self.preconditioning.denoiser else MDSMLoss()
+
+    def probability_flow(self) -> GBMFlow:
+        return GBMFlow(self, self.prior, self.scale)
 
     def to_state(self, data: Tensor) -> Tensor:
         return ((data + self.offset) / self.scale).contiguous()

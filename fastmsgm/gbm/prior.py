@@ -4,7 +4,8 @@
 
 with s the noise level at which sampling starts. One mean and the log-variance of the data match
 the moments of the noised data; the class means and variance 0 are the class-average start of
-"Dale meets Langevin" (arXiv 2510.02730). ``LogMoments`` is what the fits are computed from.
+"Dale meets Langevin" (arXiv 2510.02730). ``published_prior.py`` has the authors' own numbers.
+``LogMoments`` is what the fits are computed from.
 """
 
 from __future__ import annotations

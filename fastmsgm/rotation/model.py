@@ -19,22 +19,23 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fastmsgm.checks import check_int, check_offset, is_number
+from fastmsgm.checks import check_int, check_offset
 from fastmsgm.data.loaders import Data
 from fastmsgm.rotation import ring, spherical
 from fastmsgm.rotation.directions import check_directions
+from fastmsgm.rotation.flow import RotationFlow
+from fastmsgm.rotation.log_norm_limit import log_norm_limit, without_limit
 from fastmsgm.rotation.loss import SphericalDenoisingLoss
+from fastmsgm.rotation.objective import FORWARD_STEPS, chosen_objective, sliced_config
 from fastmsgm.rotation.preconditioning import RotationPreconditioning
-from fastmsgm.rotation.prior import LogNorms, RadialPrior, is_heavy_tailed
+from fastmsgm.rotation.prior import LogNorms, RadialPrior, check_prior, is_heavy_tailed
 from fastmsgm.rotation.process import Rotation
 from fastmsgm.sde import runge_kutta
+from fastmsgm.sde.beta_schedule import TIME_MIN
 from fastmsgm.sde.model import SDEModel
 from fastmsgm.sde.sliced import SlicedScoreMatching
 from fastmsgm.solver import Solver
 from fastmsgm.types import Array
-
-FORWARD_STEPS = 64  # of ``Rotation.simulate`` in training
-OBJECTIVES = ("dsm", "ssm")
 
 
 class RotationModel(SDEModel):
@@ -47,8 +48,10 @@ class RotationModel(SDEModel):
         prior: The distribution of the norms.
         shape: Shape of one sample.
         objective: What trains it: "dsm", denoising score matching with the heat kernel of the
-            sphere (isotropic noise), or "ssm", the paper's sliced score matching.
+            sphere, "ssm", the paper's sliced score matching, or None, "dsm" for isotropic noise.
         probes: Probes of sliced score matching: "rademacher", "gaussian" or "sphere".
+        time_min: The smallest time at which sliced score matching and its solvers call the network.
+        forward_steps: Of sliced score matching: steps of the simulation of ring and dense noise.
         log_norm_max: The largest log-norm that the network is conditioned on; larger ones count as
             this one, since directions converge as the norm grows. inf is no limit.
         classes: Number of classes of labelled data, 0 for none.
@@ -58,8 +61,8 @@ class RotationModel(SDEModel):
 
     Raises:
         TypeError: net is not a module, or process not a Rotation.
-        ValueError: An argument out of range, or the objective "dsm" for noise without a known
-            conditional score.
+        ValueError: An argument out of range, or the objective "dsm" for ring or dense noise, or
+            beside time_min or forward_steps.
     """
 
     family: ClassVar[str] = "Rotation"
@@ -76,8 +79,10 @@ class RotationModel(SDEModel):
         prior: RadialPrior,
         *,
         shape: tuple[int, ...],
-        objective: str,
+        objective: str | None,
         probes: str = "rademacher",
+        time_min: float = TIME_MIN,
+        forward_steps: int = FORWARD_STEPS,
         log_norm_max: float = math.inf,
         classes: int = 0,
         offset: float = 0.0,
@@ -85,35 +90,21 @@ class RotationModel(SDEModel):
         precision: str = "fp32",
     ) -> None:
         super().__init__(net, classes, offset, bounds, precision)
-        if not isinstance(prior, RadialPrior):
-            raise TypeError(
-                f"prior must be a RadialPrior, got {type(prior).__name__}: use RadialPrior.fit"
-            )
+        check_prior(prior)
         shape = tuple(check_int("shape", side, 1) for side in shape)
         d = math.prod(shape)
-        self.preconditioning = RotationPreconditioning(process, d)
-        if objective not in OBJECTIVES:
-            raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
+        self.preconditioning = RotationPreconditioning(process, d, time_min=time_min)
         self.sliced = SlicedScoreMatching(probes)
-        if objective == "dsm" and process.noise != "isotropic":
-            raise ValueError(
-                'objective "dsm" needs isotropic noise, whose conditional score is known, got '
-                f'{process}: use "ssm"'
-            )
-        if len(shape) < 1 or d < 2:
+        self.forward_steps = check_int("forward_steps", forward_steps, 1)
+        sliced = sliced_config(time_min, self.forward_steps)
+        if d < 2:
             raise ValueError(f"shape must have at least one axis and 2 features, got {shape}")
-        if not is_number(log_norm_max) and log_norm_max != math.inf:
-            raise ValueError(
-                f"log_norm_max must be a number or inf, got {log_norm_max!r}: use "
-                "RotationModel.for_data, which finds it"
-            )
-        self._shape, self._objective = shape, objective
+        self._shape, self._objective = shape, chosen_objective(objective, process, sliced)
         self.bandwidth, self.tail = prior.bandwidth, prior.tail
         self.register_buffer("log_norms", prior.log_norms.detach())
-        limit = torch.tensor(float(log_norm_max), dtype=torch.float32, device=self.log_norms.device)
-        self.register_buffer("log_norm_max", limit)
+        self.register_buffer("log_norm_max", log_norm_limit(log_norm_max, self.log_norms.device))
         self._standardise()
-        self.register_load_state_dict_pre_hook(_without_limit)
+        self.register_load_state_dict_pre_hook(without_limit)
         self.register_load_state_dict_post_hook(RotationModel._standardise)
 
     @classmethod
@@ -128,6 +119,8 @@ class RotationModel(SDEModel):
         saturate: float | None = None,
         objective: str | None = None,
         probes: str = "rademacher",
+        time_min: float = TIME_MIN,
+        forward_steps: int = FORWARD_STEPS,
         classes: int = 0,
         offset: float = 0.0,
         bounds: tuple[float, float] | None = None,
@@ -150,7 +143,9 @@ class RotationModel(SDEModel):
                 largest 1 % of at least 1,000 norms is below 4), else 0. Above 0.01 it makes
                 ``fit(tail=...)`` weigh the larger of these norms more.
             objective: None is "dsm" for isotropic noise, else "ssm".
-            probes: Probes of sliced score matching, "rademacher", "gaussian" or "sphere".
+            probes: See the class.
+            time_min: See the class.
+            forward_steps: See the class.
             classes: Number of classes that the network is conditioned on (``UNet(classes=...)``);
                 ``fit`` then needs labels.
             offset: Number added to the data before the process sees them.
@@ -188,10 +183,10 @@ class RotationModel(SDEModel):
             process,
             norms.prior(pareto=pareto) if prior is None else prior,
             shape=norms.shape,
-            objective=("dsm" if process.noise == "isotropic" else "ssm")
-            if objective is None
-            else objective,
+            objective=objective,
             probes=probes,
+            time_min=time_min,
+            forward_steps=forward_steps,
             log_norm_max=norms.saturation(saturate),
             classes=classes,
             offset=offset,
@@ -221,12 +216,12 @@ class RotationModel(SDEModel):
         DPM-Solver++(2M) is stochastic where the norms are heavy-tailed. Noise corrects extremes
         that the deterministic flow leaves between the few directions of large norms.
         """
-        if self.process.noise == "isotropic":
-            heavy = is_heavy_tailed(self.log_norms)
-            return spherical.SphericalMultistep(eta=spherical.ETA if heavy else 0.0)
-        return (
-            ring.RingSplitting() if self.process.noise == "ring" else runge_kutta.StratonovichRK4()
-        )
+        if self.process.noise == "dense":
+            return runge_kutta.StratonovichRK4()
+        if self.process.noise == "ring":
+            return ring.RingSplitting()
+        heavy = is_heavy_tailed(self.log_norms)
+        return spherical.SphericalMultistep(eta=spherical.ETA if heavy else 0.0)
 
     @property
     def prior(self) -> RadialPrior:
@@ -254,7 +249,15 @@ class RotationModel(SDEModel):
     def perturb_state(self, x0: Tensor, B: Array, stream: Tensor, step: int) -> Tensor:
         """Sample the direction of x_t given x0 (n, d): one shot for isotropic noise."""
         u0 = x0 / x0.norm(dim=1, keepdim=True)
-        return self.process.perturb_directions(u0, B, stream, step, FORWARD_STEPS)
+        return self.process.perturb_directions(u0, B, stream, step, self.forward_steps)
+
+    def forward_step(self, x: Tensor, B: Array, stream: Tensor, step: int) -> Tensor:
+        """Take one step of a path of directions; its first state may have any norm."""
+        u = x / x.norm(dim=1, keepdim=True)
+        return self.process.perturb_directions(u, B, stream, step, 1)
+
+    def probability_flow(self) -> RotationFlow:
+        return RotationFlow(self, self.prior)
 
     def to_state(self, data: Tensor) -> Tensor:
         return (data + self.offset).contiguous()
@@ -272,6 +275,7 @@ class RotationModel(SDEModel):
             "offset": self.offset,
             "bounds": self.bounds,
             "shape": self.shape,
+            **sliced_config(self.preconditioning.time_min, self.forward_steps),
         }
 
     @classmethod
@@ -286,15 +290,11 @@ class RotationModel(SDEModel):
             shape=tuple(config["shape"]),
             objective=config["objective"],
             probes=config["probes"],
+            time_min=config.get("time_min", TIME_MIN),
+            forward_steps=config.get("forward_steps", FORWARD_STEPS),
             log_norm_max=float(weights.get("log_norm_max", math.inf)),
             classes=config.get("classes", 0),
             offset=config["offset"],
             bounds=config["bounds"] and tuple(config["bounds"]),
             precision=config["precision"],
         )
-
-
-def _without_limit(model: RotationModel, weights: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Let weights from before there was a limit be loaded: they have none."""
-    if f"{prefix}log_norms" in weights:
-        weights.setdefault(f"{prefix}log_norm_max", torch.full_like(model.log_norm_max, math.inf))

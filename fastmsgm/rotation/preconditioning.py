@@ -24,11 +24,12 @@ from torch import Tensor
 from fastmsgm.rotation import heat_kernel
 from fastmsgm.rotation.dense import check_dense
 from fastmsgm.rotation.process import Rotation
-from fastmsgm.sde.beta_schedule import alpha, sigma
+from fastmsgm.sde.beta_schedule import TIME_MIN, alpha, sigma
 from fastmsgm.sde.model import SDEPreconditioning
 from fastmsgm.types import Array
 
-B_MIN = 1e-4  # the smallest integrated beta of training, from which solvers step to 0
+# The smallest integrated beta of training, from which solvers step to 0, unless time_min is raised.
+B_MIN = 1e-4
 _log = logging.getLogger("fastmsgm")
 
 
@@ -39,17 +40,19 @@ class RotationPreconditioning(SDEPreconditioning):
     Args:
         process: The forward process.
         d: Number of features of a sample.
+        time_min: See ``SDEPreconditioning``; above its default of 0.001 it bounds ``B_min``, too.
 
     Raises:
         TypeError: process is not a Rotation.
-        ValueError: A process that ends below the smallest integrated beta, or dense noise of too
-            many features.
+        ValueError: time_min out of range, a process that ends below the smallest integrated beta,
+            or dense noise of too many features.
     """
 
     process: Rotation
     d: int
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.process, Rotation):
             raise TypeError(
                 f"process must be a Rotation, got {type(self.process).__name__}: give Rotation()"
@@ -69,6 +72,13 @@ class RotationPreconditioning(SDEPreconditioning):
                 self.d**2 / 4,
                 self.process.B_max,
             )
+
+    @property
+    def B_min(self) -> float:
+        """The smallest integrated beta at which spherical and ring solvers call the network."""
+        if self.time_min <= TIME_MIN:
+            return B_MIN
+        return max(B_MIN, float(self.process.integrated_beta(self.time_min)))
 
     @property
     def c_in(self) -> float:

@@ -18,6 +18,7 @@ from fastmsgm.checks import check_int, is_number
 from fastmsgm.data.blocks import located, one_pass
 from fastmsgm.data.loaders import Data
 from fastmsgm.rotation.directions import check_directions
+from fastmsgm.rotation.norm_density import hill, log_norm_density, silverman
 
 LARGEST_LOG_NORM = 88.0  # of a sampled norm: its exponential is a float32
 TOP_SHARE = 0.01  # of the norms, the largest ones: what Hill's estimate and ``fit(tail=...)`` take
@@ -139,21 +140,36 @@ class RadialPrior:
             logs = torch.where(rank > m - self.tail, beyond, logs)
         return torch.exp(logs.clamp(max=LARGEST_LOG_NORM)).float()
 
+    def log_density(self, norms: Tensor) -> Tensor:
+        """Return the log-density of norms: that of log r by the KDE, minus log r.
 
-def hill(log_norms: Tensor, k: int) -> float:
-    """Return Hill's (1975) estimate of alpha in P(|x| > r) ~ r^-alpha.
+        The ECDF (bandwidth 0) has no density. Its density is that of the KDE with Silverman's
+        bandwidth, as of ``fit(smooth=True)``, which both approach as the norms become many.
 
-    Args:
-        log_norms: (n,) ascending.
-        k: Number of the largest norms that it takes, 1 .. n - 1; its relative error is k^-1/2.
+        Args:
+            norms: (n,) positive.
 
-    Returns:
-        1 over the mean excess of their logarithms over the next smaller one; inf where all are
-        equal.
-    """
-    top = log_norms[-k - 1 :].double()
-    excess = float((top[1:] - top[0]).mean())
-    return 1 / excess if excess else math.inf
+        Returns:
+            (n,) float64.
+
+        Raises:
+            ValueError: The bandwidth is 0 and the norms do not vary.
+        """
+        logs = torch.log(norms.double())
+        return log_norm_density(logs, self.log_norms, self.density_bandwidth, self.tail) - logs
+
+    @property
+    def density_bandwidth(self) -> float:
+        """The bandwidth of ``log_density``: ``bandwidth``, or Silverman's where that is 0."""
+        return self.bandwidth or silverman(self.log_norms.double())
+
+
+def check_prior(prior: object) -> None:
+    """Raise TypeError where a prior is not a ``RadialPrior``."""
+    if not isinstance(prior, RadialPrior):
+        raise TypeError(
+            f"prior must be a RadialPrior, got {type(prior).__name__}: use RadialPrior.fit"
+        )
 
 
 def is_heavy_tailed(log_norms: Tensor) -> bool:
@@ -257,9 +273,5 @@ class LogNorms:
                 f"pareto must be a share of at least one of the {n} norms, got {pareto!r}, "
                 f"which rounds to none: give at least {1 / n:.2g}, or 0 for no tail"
             )
-        log_norms = self.ascending
-        thinned = log_norms[:: max(1, n // 2**20)]
-        low, high = torch.quantile(thinned, log_norms.new_tensor([0.25, 0.75]))
-        spread = min(float(log_norms.std(correction=0)), float(high - low) / 1.34)
-        bandwidth = 0.9 * spread * n**-0.2 if smooth else 0.0
-        return RadialPrior(log_norms.float(), bandwidth, tail)
+        bandwidth = silverman(self.ascending) if smooth else 0.0
+        return RadialPrior(self.ascending.float(), bandwidth, tail)

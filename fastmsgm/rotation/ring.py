@@ -29,7 +29,7 @@ from typing import ClassVar
 import numpy as np
 
 from fastmsgm.checks import check_eta, check_int
-from fastmsgm.rotation.preconditioning import B_MIN, RotationPreconditioning
+from fastmsgm.rotation.preconditioning import RotationPreconditioning
 from fastmsgm.rotation.state import RingPlan, RingStepFlags
 from fastmsgm.solver import Solver, karras_sigmas
 
@@ -65,7 +65,7 @@ class RingSplitting(Solver):
                 "solver= to use its default"
             )
         steps = check_int("steps", steps, 1)
-        grid = karras_sigmas(steps, B_MIN, preconditioning.process.B_max)
+        grid = karras_sigmas(steps, preconditioning.B_min, preconditioning.process.B_max)
         B, lengths, noises, restart = [], [], [], []  # lengths: of the flow, in B at the row
         for before, after in itertools.pairwise(grid):
             end = after * (after / before) ** self.eta

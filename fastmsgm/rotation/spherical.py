@@ -40,14 +40,14 @@ from fastmsgm.checks import check_eta, check_int
 from fastmsgm.reference import ROTATION_COLUMNS
 from fastmsgm.rotation.angle_table import angle_table
 from fastmsgm.rotation.heat_kernel import Lam, inverse_Lam
-from fastmsgm.rotation.preconditioning import B_MIN, RotationPreconditioning
+from fastmsgm.rotation.preconditioning import RotationPreconditioning
 from fastmsgm.rotation.state import SphericalPlan, SphericalStepFlags
 from fastmsgm.solver import Solver, karras_sigmas
 from fastmsgm.types import Array
 
 
 class SphericalSolver(Solver):
-    """A solver from uniform directions at the process's largest B, over ``B_MIN``, to 0."""
+    """A solver from uniform directions at the process's largest B, over the smallest B, to 0."""
 
     default_steps: ClassVar[int] = 20
 
@@ -87,7 +87,7 @@ class SphericalMultistep(SphericalSolver):
         object.__setattr__(self, "eta", check_eta(self.eta))
 
     def plan_isotropic(self, preconditioning: RotationPreconditioning, steps: int) -> SphericalPlan:
-        ends = Lam(np.array([preconditioning.process.B_max, B_MIN]))
+        ends = Lam(np.array([preconditioning.process.B_max, preconditioning.B_min]))
         B = inverse_Lam(np.linspace(ends[0], ends[1], steps) if steps > 1 else ends[:1])
         after = np.append(B[1:], 0.0)
         with np.errstate(divide="ignore"):
@@ -130,7 +130,7 @@ class GeodesicEuler(SphericalSolver):
         object.__setattr__(self, "eta", check_eta(self.eta))
 
     def plan_isotropic(self, preconditioning: RotationPreconditioning, steps: int) -> SphericalPlan:
-        B = karras_sigmas(steps, B_MIN, preconditioning.process.B_max)
+        B = karras_sigmas(steps, preconditioning.B_min, preconditioning.process.B_max)
         time = -np.diff(B) / (preconditioning.d - 1)
         rho = preconditioning.coefficients(B[:-1])[:, 2]
         last = np.arange(steps) == steps - 1
@@ -150,7 +150,7 @@ class GeodesicHeun(SphericalSolver):
     """Heun's method along geodesics for the probability flow: 2 steps - 1 network calls."""
 
     def plan_isotropic(self, preconditioning: RotationPreconditioning, steps: int) -> SphericalPlan:
-        grid = karras_sigmas(steps, B_MIN, preconditioning.process.B_max)
+        grid = karras_sigmas(steps, preconditioning.B_min, preconditioning.process.B_max)
         B, rows, geodesic = [], [], []
         for before, after in itertools.pairwise(grid):
             at = _denoiser(preconditioning, np.array([before]))

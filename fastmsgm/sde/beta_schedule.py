@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from fastmsgm.checks import positive
 from fastmsgm.types import Array
 
-# The papers' truncation of t: score networks are trained at, and evaluated at, no earlier time.
+# The usual truncation of t: by default score networks are trained and evaluated at no earlier time.
 TIME_MIN = 1e-3
 B_LIMIT = 700.0  # beyond it e^-B leaves the float64 numbers
 

@@ -7,14 +7,16 @@ the products of G (``g_prod``, ``g_transpose_prod``; torchsde's name) and the re
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from fastmsgm.checks import is_number
 from fastmsgm.model import ScoreModel
+from fastmsgm.sde.beta_schedule import TIME_MIN
 from fastmsgm.types import Array
 
 
@@ -62,9 +64,22 @@ class SDEPreconditioning(ABC):
 
     Args:
         process: The forward process.
+        time_min: The smallest time t at which sliced score matching trains and solvers of R^d
+            call the network, in (0, 1).
+
+    Raises:
+        ValueError: time_min is out of range.
     """
 
     process: SDE
+    time_min: float = field(default=TIME_MIN, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not is_number(self.time_min) or not 0 < self.time_min < 1:
+            raise ValueError(
+                f"time_min must be between 0 and 1, both excluded, got {self.time_min!r}"
+            )
+        object.__setattr__(self, "time_min", float(self.time_min))
 
     @property
     @abstractmethod
@@ -107,3 +122,7 @@ class SDEModel(ScoreModel):
     @abstractmethod
     def perturb_state(self, x0: Tensor, B: Array, stream: Tensor, step: int) -> Tensor:
         """Sample the state x_t given x0 (n, d) at integrated betas B (n,)."""
+
+    def forward_step(self, x: Tensor, B: Array, stream: Tensor, step: int) -> Tensor:
+        """Sample the state (n, d) after x, one step of a path whose integrated beta grows by B."""
+        return self.perturb_state(x, B, stream, step)

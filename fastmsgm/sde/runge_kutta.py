@@ -24,7 +24,6 @@ from torch import Tensor
 
 from fastmsgm import ops, rng
 from fastmsgm.checks import check_eta, check_int
-from fastmsgm.sde.beta_schedule import TIME_MIN
 from fastmsgm.sde.model import SDEModel, SDEPreconditioning
 from fastmsgm.solver import Plan, Solver
 from fastmsgm.state import SamplerState, c_noise_by_step
@@ -154,7 +153,8 @@ class RungeKuttaSolver(Solver):
             )
         steps, process = check_int("steps", steps, 1), preconditioning.process
         start = np.arange(steps, 0, -1) / steps
-        times = np.maximum((start[:, None] - np.array(self.nodes) / steps).ravel(), TIME_MIN)
+        times = (start[:, None] - np.array(self.nodes) / steps).ravel()
+        times = np.maximum(times, preconditioning.time_min)
         ahead = np.append(np.array(self.nodes)[1:], 0.0)
         columns = (
             process.beta(times) / steps,

@@ -20,7 +20,8 @@ from fastmsgm.checks import check_eta
 from fastmsgm.data.blocks import one_pass
 from fastmsgm.data.loaders import Data
 from fastmsgm.data.moments import Moments
-from fastmsgm.sde.beta_schedule import LinearBetaSchedule, alpha, sigma
+from fastmsgm.sde.beta_schedule import TIME_MIN, LinearBetaSchedule, alpha, sigma
+from fastmsgm.sde.flow import VPFlow
 from fastmsgm.sde.model import SDEModel, SDEPreconditioning
 from fastmsgm.sde.runge_kutta import SOLVERS, StratonovichRK4
 from fastmsgm.sde.sliced import SlicedScoreMatching
@@ -58,6 +59,7 @@ class VPPreconditioning(SDEPreconditioning):
 
     Args:
         process: The forward process.
+        time_min: See ``SDEPreconditioning``.
     """
 
     process: VP
@@ -87,12 +89,13 @@ class VPModel(SDEModel):
         process: The forward process.
         mean: (1, ...) of the data; the process sees (data - mean) / scale.
         scale: (1, ...) standard deviation of the data.
+        time_min: The smallest time at which the network is trained and called, in (0, 1).
         classes: Number of classes of labelled data, 0 for none.
         precision: See ``ScoreModel``.
 
     Raises:
         TypeError: net is not a module, or process not a VP.
-        ValueError: An unknown precision.
+        ValueError: time_min out of range, or an unknown precision.
     """
 
     family: ClassVar[str] = "VP"
@@ -108,13 +111,14 @@ class VPModel(SDEModel):
         mean: Tensor,
         scale: Tensor,
         *,
+        time_min: float = TIME_MIN,
         classes: int = 0,
         precision: str = "fp32",
     ) -> None:
         super().__init__(net, classes=classes, precision=precision)
         if not isinstance(process, VP):
             raise TypeError(f"process must be a VP, got {type(process).__name__}: give VP()")
-        self.preconditioning = VPPreconditioning(process)
+        self.preconditioning = VPPreconditioning(process, time_min=time_min)
         self.register_buffer("mean", mean.detach())
         self.register_buffer("scale", scale.detach())
 
@@ -125,6 +129,7 @@ class VPModel(SDEModel):
         process: VP,
         data: Data,
         *,
+        time_min: float = TIME_MIN,
         classes: int = 0,
         precision: str = "fp32",
     ) -> VPModel:
@@ -136,12 +141,13 @@ class VPModel(SDEModel):
             data: A tensor (n, ...) of floating point, or of uint8 images, which are divided
                 by 255; a data set or a loader, whose items are x, (x, label) or (x, {name: value}).
                 It is read once, in small blocks.
+            time_min: The smallest time at which the network is trained and called, in (0, 1).
             classes: Number of classes that the network is conditioned on.
             precision: See ``ScoreModel``.
 
         Raises:
             TypeError: data of the wrong type.
-            ValueError: A feature of infinite or no spread.
+            ValueError: A feature of infinite or no spread, or time_min out of range.
         """
         moments = Moments()
         for x, _ in one_pass(data):
@@ -152,7 +158,9 @@ class VPModel(SDEModel):
                 "data must be finite and vary in every feature, since each is divided by its "
                 "standard deviation"
             )
-        return cls(net, process, mean, scale, classes=classes, precision=precision)
+        return cls(
+            net, process, mean, scale, time_min=time_min, classes=classes, precision=precision
+        )
 
     @property
     def process(self) -> VP:
@@ -199,6 +207,9 @@ class VPModel(SDEModel):
         n, d = x0.shape
         return signal * x0 + noise * rng.normals(n, d, stream, rng.Purpose.TRAINING_NOISE, step)
 
+    def probability_flow(self) -> VPFlow:
+        return VPFlow(self, self.mean, self.scale)
+
     def to_state(self, data: Tensor) -> Tensor:
         return ((data - self.mean) / self.scale).contiguous()
 
@@ -210,10 +221,13 @@ class VPModel(SDEModel):
             raise ValueError("data must be finite, got NaN or infinity")
 
     def config(self) -> dict[str, Any]:
+        time_min = self.preconditioning.time_min
         return {
             "process": {"name": self.family, **asdict(self.process)},
             "classes": self.classes,
             "shape": self.shape,
+            # The default is left out: models from before there was a choice are the same models.
+            **({} if time_min == TIME_MIN else {"time_min": time_min}),
         }
 
     @classmethod
@@ -226,6 +240,7 @@ class VPModel(SDEModel):
             process,
             weights["mean"],
             weights["scale"],
+            time_min=config.get("time_min", TIME_MIN),
             classes=config.get("classes", 0),
             precision=config["precision"],
         )

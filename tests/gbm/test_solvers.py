@@ -24,7 +24,14 @@ from scipy.integrate import quad
 from fastmsgm import reference, rng
 from fastmsgm.gbm import GBM, GBMModel, LogNormalPrior
 from fastmsgm.gbm.paper_solvers import PUBLISHED as AUTHORS
-from fastmsgm.gbm.paper_solvers import DaleLangevin, PaperSolver, SignAgnostic
+from fastmsgm.gbm.paper_solvers import (
+    PUBLISHED_CLASS_AVERAGE,
+    PUBLISHED_SCHEDULE,
+    DaleLangevin,
+    PaperSolver,
+    SignAgnostic,
+    Stage,
+)
 from fastmsgm.gbm.solvers import ERSDE2, DPMSolverPP2M, Euler, Heun, LogSolver
 from fastmsgm.gbm.state import GBMPlan
 from fastmsgm.reference import GBM_COLUMNS
@@ -355,6 +362,121 @@ def test_published_settings(data: str) -> None:
         )
 
 
+CLASS_AVERAGE = {"fashion-mnist": (2.592944e-4, 3, 0.9995), "kmnist": (3.359818e-4, 2, 0.995)}
+
+
+@pytest.mark.parametrize("data", PUBLISHED)
+def test_published_settings_of_the_class_average_start(data: str) -> None:
+    """Only the sign-agnostic sampler of two data sets differs from that of the other start."""
+    assert PUBLISHED_CLASS_AVERAGE.keys() == AUTHORS.keys()
+    langevin, agnostic = PUBLISHED_CLASS_AVERAGE[data]
+    assert langevin == AUTHORS[data][0]
+    if data not in CLASS_AVERAGE:
+        assert agnostic == AUTHORS[data][1]
+    else:
+        assert agnostic == SignAgnostic(*CLASS_AVERAGE[data])
+
+
+# ---- schedules ----
+
+
+@pytest.mark.parametrize("solver", [DaleLangevin, SignAgnostic])
+def test_the_published_schedule(solver: type[PaperSolver]) -> None:
+    """The authors' loop over k = 999 .. 0, with the factors multiplied up, then Tweedie's passes.
+
+    Each row is the row of the solver with the constant delta of its stage, but for the noise.
+    """
+    of = model("score").preconditioning
+    plan = solver(schedule=PUBLISHED_SCHEDULE, tweedie=2).plan(of, 1000)
+    anneal, levels, deltas, noises = 1.0, [], [], []
+    delta = math.nan
+    for k in range(999, -1, -1):
+        if k > 100:
+            delta, updates, factor = 1e-3, 1, 1.0
+        elif k > 50:
+            delta, updates, factor = 5e-4, 2, 0.9995
+        elif k > 25:
+            delta, updates, factor = 6e-4, 3, 0.9993
+        else:
+            delta, updates, factor = 5e-4, 3, 0.999
+        levels += [SIGMA * math.sqrt(k / 1000)] * updates
+        deltas += [delta] * updates
+        noises += [anneal * SIGMA * math.sqrt(delta)] * updates
+        anneal *= factor
+    levels, deltas, noises = [*levels, 0, 0], [*deltas, delta, delta], [*noises, 0, 0]
+    assert plan.nfe == 899 + 50 * 2 + 25 * 3 + 26 * 3 + 2
+    assert plan.noise_levels == pytest.approx(levels)
+    column = GBM_COLUMNS.index("S")
+    assert plan.table[:, column] == pytest.approx(noises, rel=1e-12)
+    constant = {d: solver(d, tweedie=1).plan(of, 1000) for d in set(deltas)}
+    rows = [
+        constant[d].table[np.abs(constant[d].noise_levels - s).argmin()]
+        for s, d in zip(levels, deltas, strict=True)
+    ]
+    others = [i for i, name in enumerate(GBM_COLUMNS) if name not in ("S", "c_in")]  # of this call
+    assert plan.table[:, others] == pytest.approx(np.stack(rows)[:, others], rel=1e-12)
+
+
+@pytest.mark.parametrize("solver", [DaleLangevin, SignAgnostic])
+@pytest.mark.parametrize("prediction", ["score", "denoiser"])
+def test_stages_of_equal_settings_are_one_stage(solver: type[PaperSolver], prediction: str) -> None:
+    of = model(prediction).preconditioning
+    one = solver(2e-3, 2, 0.99).plan(of, 50)
+    stages = [Stage(start, 2e-3, 2, 0.99) for start in (1, 0.4, 0.1, 0.001)]
+    two = solver(schedule=stages).plan(of, 50)  # type: ignore[arg-type]
+    assert np.array_equal(one.noise_levels, two.noise_levels)
+    assert two.table == pytest.approx(one.table, rel=1e-13)
+    assert solver(schedule=stages) == solver(schedule=tuple(stages))  # type: ignore[arg-type]
+
+
+def test_a_stage_without_a_delta_has_that_of_the_levels() -> None:
+    of = model("score").preconditioning
+    plan = DaleLangevin(schedule=(Stage(), Stage(0.5, inner=2))).plan(of, 10)
+    assert plan.nfe == 4 + 6 * 2
+    rows = [0, 1, 2, 3, *np.repeat(range(4, 10), 2)]
+    expected = DaleLangevin().plan(of, 10).table[rows, :-1]
+    assert plan.table[:, :-1] == pytest.approx(expected)  # the last column is of the next call
+
+
+@pytest.mark.parametrize(
+    ("schedule", "error", "message"),
+    [
+        (Stage(), TypeError, r"schedule must be a tuple of stages \(Stage\), got Stage"),
+        (((1.0, 1e-3),), TypeError, "schedule must be a tuple of stages"),
+        (None, TypeError, "schedule must be a tuple of stages"),
+        ((Stage(0.5),), ValueError, r"that start at 1.0 and then at falling shares, got \[0.5\]"),
+        ((Stage(), Stage(0.2), Stage(0.2)), ValueError, r"falling shares, got \[1.0, 0.2, 0.2\]"),
+        ([], ValueError, r"falling shares, got \[\]"),
+    ],
+)
+def test_schedules_refuse_stages(schedule: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        DaleLangevin(schedule=schedule)
+
+
+@pytest.mark.parametrize("option", [{"delta": 1e-3}, {"inner": 2}, {"anneal": 0.9}])
+def test_a_schedule_replaces_the_constant_settings(option: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="schedule must be given without delta, inner and anneal"):
+        SignAgnostic(schedule=(Stage(),), **option)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"start": 0.0}, ValueError, r"start must be in \(0, 1\], got 0.0"),
+        ({"start": 1.1}, ValueError, r"start must be in \(0, 1\], got 1.1"),
+        ({"delta": 0}, ValueError, "delta must be a positive number, got 0"),
+        ({"inner": 1.5}, TypeError, "inner must be an int, got 1.5"),
+        ({"anneal": 2}, ValueError, r"anneal must be in \[0, 1\], got 2"),
+    ],
+)
+def test_stages_refuse_options(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        Stage(**options)
+
+
 # ---- the paper's updates ----
 
 
@@ -471,9 +593,9 @@ def test_counts_of_paper_solvers_are_integers(
     options: dict[str, Any] = {name: value}
     with pytest.raises(TypeError, match=rf"{name} must be an int, got {value!r}"):
         solver(**options)
-    options = {name: np.int64(2)}
-    plan = solver(**options).plan(model("score").preconditioning, 5)
-    assert plan.nfe == solver(**{name: 2}).plan(model("score").preconditioning, 5).nfe
+    both: list[dict[str, Any]] = [{name: 2}, {name: np.int64(2)}]
+    plans = [solver(**o).plan(model("score").preconditioning, 5) for o in both]
+    assert plans[0].nfe == plans[1].nfe
 
 
 def test_paper_solvers_refuse_what_the_model_cannot_do() -> None:

@@ -177,12 +177,14 @@ def test_a_stopped_run_goes_on_exactly(
         train(other, heavy_tails(), out=tmp_path / "cut")
 
 
-@pytest.mark.parametrize("process", [Rotation(), Rotation("ring")])
-def test_fit_learns(process: Rotation, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastmsgm.rotation.model.FORWARD_STEPS", 8)
+@pytest.mark.parametrize(
+    ("process", "options"), [(Rotation(), {}), (Rotation("ring"), {"forward_steps": 8})]
+)
+def test_fit_learns(process: Rotation, options: dict[str, Any]) -> None:
     x = torch.tensor([1.0, 2.0, -1.0]) * torch.exp(torch.linspace(-1, 1, 300))[:, None]
     torch.manual_seed(0)
-    model = RotationModel.for_data(MLP(3, 32, 2, condition={"log_norm": 1}), process, x)
+    net = MLP(3, 32, 2, condition={"log_norm": 1})
+    model = RotationModel.for_data(net, process, x, **options)
     before = model.default_loss(model, x, rng.stream(9), 0).mean().item()
     train(model, x, steps=100, batch_size=64, lr=5e-3, ema=0.8)
     after = model.default_loss(model, x, rng.stream(9), 0).mean().item()

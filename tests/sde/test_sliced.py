@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from fastmsgm import rng
 from fastmsgm.gbm import GBM, GBMModel
 from fastmsgm.nets import MLP
+from fastmsgm.probes import PROBES, sample_probes
 from fastmsgm.rotation import Rotation, RotationModel
 from fastmsgm.sde import SlicedScoreMatching
-from fastmsgm.sde.sliced import PROBES
 from tests.rotation.exact import TiltedNet
 from tests.rotation.exact import exact_model as exact_rotation
 from tests.sde.exact import CORRELATION, exact_model, gaussian_data
@@ -88,13 +88,12 @@ def rotation(noise: str) -> Rotation:
     ],
 )
 def test_the_loss_of_the_exact_score_of_a_rotation(
-    process: Rotation, tilt: tuple[float, ...], probes: str, monkeypatch: pytest.MonkeyPatch
+    process: Rotation, tilt: tuple[float, ...], probes: str
 ) -> None:
     """By parts E beta (|a|^2 / 2 + div G a) = -E beta |a|^2 / 2, whatever the norms."""
-    monkeypatch.setattr("fastmsgm.rotation.model.FORWARD_STEPS", 12)
     net, loss = TiltedNet(process, torch.tensor(tilt)), SlicedScoreMatching(probes)
     d, batches = len(tilt), 8
-    model = exact_rotation(net, d, process)
+    model = exact_rotation(net, d, process, objective="ssm", forward_steps=12)
     differences, expected = [], []
     for step in range(batches):
         x0 = net.sample(3000, seed=step) * torch.exp(torch.linspace(-2, 2, 3000))[:, None]
@@ -117,7 +116,7 @@ def test_the_loss_of_the_exact_score_of_a_rotation(
 
 @pytest.mark.parametrize("probes", PROBES)
 def test_probes_have_unit_covariance(probes: str) -> None:
-    v = SlicedScoreMatching(probes)._probes(20_000, 4, rng.stream(0), 0)
+    v = sample_probes(probes, 20_000, 4, rng.stream(0), 0)
     covariance = v.double().T @ v.double() / len(v)
     assert float((covariance - torch.eye(4)).abs().max()) < 4.5 * math.sqrt(2 / len(v))
     lengths = v.norm(dim=1)
