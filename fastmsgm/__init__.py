@@ -9,6 +9,7 @@ it, ``sample`` samples it, ``load`` reads it. ``fastmsgm.solvers``, ``fastmsgm.d
 """
 
 from fastmsgm.checkpoint import load
+from fastmsgm.edm import EDM, EDMModel
 from fastmsgm.gbm import GBM, GBMModel, LogNormalPrior
 from fastmsgm.loss import Loss
 from fastmsgm.model import ScoreModel
@@ -22,8 +23,10 @@ from fastmsgm.training.trainer import fit
 
 __version__ = "0.1.0"
 __all__ = [
+    "EDM",
     "GBM",
     "VP",
+    "EDMModel",
     "GBMModel",
     "LogNormalPrior",
     "Loss",

@@ -7,13 +7,14 @@
 
 from __future__ import annotations
 
+from fastmsgm.edm.model import EDMModel
 from fastmsgm.gbm.model import GBMModel
 from fastmsgm.model import ScoreModel
 from fastmsgm.rotation.model import RotationModel
 from fastmsgm.sde.vp import VPModel
 
 FAMILIES: dict[str, type[ScoreModel]] = {
-    model.family: model for model in (GBMModel, RotationModel, VPModel)
+    model.family: model for model in (GBMModel, RotationModel, VPModel, EDMModel)
 }
 
 
