@@ -5,6 +5,7 @@ from __future__ import annotations
 import dis
 import hashlib
 import json
+from collections.abc import Mapping
 from types import CodeType
 from typing import Any
 
@@ -26,8 +27,22 @@ def fingerprint(model: ScoreModel) -> str:
     f = unwrap(getattr(unwrap(model.net), "f", None))
     held = [] if isinstance(f, nn.Module) else _held(f)
     description = [type(model).__qualname__, model.net_config(), model.config(), name_of(f), held]
+    return _sha256(description, plain_state_dict(model))
+
+
+def fingerprint_of_function(f: Any) -> str:
+    """Return the SHA-256 of a module's class and weights, or of a function's name and code.
+
+    A function is identified as in ``fingerprint``.
+    """
+    if isinstance(f, nn.Module):
+        return _sha256([name_of(type(f))], plain_state_dict(f))
+    return _sha256([name_of(f), _held(f)], {})
+
+
+def _sha256(description: list[Any], weights: Mapping[str, Tensor]) -> str:
     found = hashlib.sha256(json.dumps(description, sort_keys=True, default=float).encode())
-    for name, value in sorted(plain_state_dict(model).items()):
+    for name, value in sorted(weights.items()):
         found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         found.update(raw_bytes(value))
     return found.hexdigest()

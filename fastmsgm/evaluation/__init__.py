@@ -1,1 +1,6 @@
-"""Evaluation: distances between sets of samples, normality, and plots."""
+"""Evaluation: distances between sets of samples, reports of them, normality, and plots."""
+
+from fastmsgm.evaluation.comparison import METRICS, default_metrics, evaluate
+from fastmsgm.evaluation.report import Figure, Report
+
+__all__ = ["METRICS", "Figure", "Report", "default_metrics", "evaluate"]

@@ -1,7 +1,8 @@
-"""The command line: ``fastmsgm train | sample | verify | merge | demo | info``.
+"""The command line: ``fastmsgm train | sample | eval | verify | merge | demo | info``.
 
-``train`` has the options of ``fastmsgm.fit`` and ``sample`` those of ``fastmsgm.sample``, under the
-same names; functions, which cannot be written as text, are left out.
+``train`` has the options of ``fastmsgm.fit``, ``sample`` those of ``fastmsgm.sample`` and ``eval``
+those of ``fastmsgm.evaluation.evaluate``, under the same names; functions, which cannot be written
+as text, are left out.
 """
 
 from __future__ import annotations
@@ -23,7 +24,14 @@ import torch
 
 import fastmsgm
 from fastmsgm import ops
-from fastmsgm.tools import demo, files_command, roofline, sample_command, train_command
+from fastmsgm.tools import (
+    demo,
+    eval_command,
+    files_command,
+    roofline,
+    sample_command,
+    train_command,
+)
 from fastmsgm.tools.arguments import add_device_option, add_option
 
 _EXPECTED = (ValueError, TypeError, ImportError, OSError, RuntimeError, FloatingPointError)
@@ -197,12 +205,15 @@ def parser() -> argparse.ArgumentParser:
     )
     main_parser.add_argument("--version", action="version", version=fastmsgm.__version__)
     commands = main_parser.add_subparsers(
-        dest="command", required=True, metavar="train | sample | verify | merge | demo | info"
+        dest="command",
+        required=True,
+        metavar="train | sample | eval | verify | merge | demo | info",
     )
     train_command.add_options(
         commands.add_parser("train", help="train a model on images or vectors")
     )
     sample_command.add_options(commands.add_parser("sample", help="sample a model"))
+    eval_command.add_options(commands.add_parser("eval", help="compare samples with data"))
     files_command.add_verify(
         commands.add_parser("verify", help="check samples against their checksums")
     )

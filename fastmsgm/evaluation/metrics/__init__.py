@@ -11,6 +11,7 @@
     conditional directions   sliced Wasserstein, precision and recall (Kynkaanniemi et al., 2019) of
                              x / |x| given that |x| is beyond a quantile
     angle to nearest axis    min_j arccos |a_j.x| / (|a_j| |x|)
+    energy spectrum          E(k) of vorticity fields, and their flatness
 
 Frechet and sliced Wasserstein are biased upwards for finite samples: compare them with the distance
 between two real sets of the same sizes. The MMD is unbiased and comes with its standard error.
@@ -24,8 +25,9 @@ from fastmsgm.evaluation.metrics.extremes import (
     directions,
 )
 from fastmsgm.evaluation.metrics.frechet import frechet_distance
-from fastmsgm.evaluation.metrics.mmd import mmd
+from fastmsgm.evaluation.metrics.mmd import mmd, msgm_mmd
 from fastmsgm.evaluation.metrics.norms import kolmogorov_smirnov, survival
+from fastmsgm.evaluation.metrics.turbulence import flatness, spectrum
 from fastmsgm.evaluation.metrics.wasserstein import sliced_wasserstein
 
 __all__ = [
@@ -33,9 +35,12 @@ __all__ = [
     "angle_to_nearest_axis",
     "conditional_directions",
     "directions",
+    "flatness",
     "frechet_distance",
     "kolmogorov_smirnov",
     "mmd",
+    "msgm_mmd",
     "sliced_wasserstein",
+    "spectrum",
     "survival",
 ]
