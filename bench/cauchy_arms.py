@@ -138,13 +138,12 @@ def gaussian() -> None:
     record("VP, sliced score matching", statistics_of(x, held_out(SAMPLES)), note)
 
 
-def baseline(name: str, seed: int = 0) -> None:
+def baseline(name: str) -> None:
     """Train a baseline and record what each sampler gives."""
-    model = cauchy_baselines.Baseline(name, recipe.training_set(seed), seed)
-    model.train(recipe.STEPS, recipe.BATCH, recipe.LR)
-    for sampler in model.samplers:
-        x = model.sample(OF_BASELINES, sampler)
-        note = f"{recipe.STEPS} steps, {len(x)} finite samples"
+    model = cauchy_baselines.train(name, CACHE)
+    for sampler, (solver, steps) in cauchy_baselines.samplers_of(name).items():
+        x = fastmsgm.sample(model, OF_BASELINES, solver=solver, steps=steps, progress=False)
+        note = f"{recipe.STEPS} steps, {len(x)} samples, {solver!r}"
         record(f"{name}, {sampler}", statistics_of(x, held_out(SAMPLES)), note)
 
 
@@ -163,7 +162,7 @@ def main() -> None:
         if not is_done("rotation, mean"):
             summary()
     if only != "rotation":
-        for name in cauchy_baselines.NAMES:
+        for name in cauchy_baselines.MODELS:
             if not is_done(f"{name}, {next(iter(cauchy_baselines.SAMPLERS))}"):
                 baseline(name)
         if not is_done("VP, sliced score matching"):

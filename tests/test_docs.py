@@ -29,7 +29,7 @@ PAGES = [page for page in sorted(ROOT.glob("docs/*.md")) if page.name != "integr
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]  # tests/integrations runs that
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # What a snippet asks for is cut down to this.
-LARGEST = {"n": 8, "steps": 3, "batch_size": 8, "iterations": 2}
+LARGEST = {"n": 12, "steps": 3, "batch_size": 8, "iterations": 2}
 SKIPPED = ("fastmsgm.__", "fastmsgm.kernels", "fastmsgm.recipes", "fastmsgm.models")
 EXAMPLES = (  # the ten most used functions, at least, have an example
     fastmsgm.sample,

@@ -1,0 +1,109 @@
+"""Two-dimensional turbulence at equal budget: a rotation and EDM, in the statistics of turbulence.
+
+Models, data and training are those of train/turbulence.py: one U-Net of 0.14 M parameters, batch
+64, 6,000 steps each, 12,000 fields. Of 4,000 samples of each model, against 4,000 fields of another
+simulation:
+
+    spectrum    the largest |E(k) / E_test(k) - 1| over the wavenumbers 1 .. 13, and its median
+    flatness    <w^4> / <w^2>^2 and its relative error
+    tail        P(|w| > r) relative to the test fields', at the r that 1 % and 0.1 % of them exceed
+
+    python -m bench.turbulence_runs    skips finished rows; a stopped training resumes
+
+The floors are of the 12,000 training fields, in parts of 4,000. Noise is a wavenumber where the
+floors' spectra differ by more than 5 %. With --picture it draws docs/images/turbulence.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fastmsgm
+from bench.harness import results
+from fastmsgm.edm import EDMHeun
+from fastmsgm.evaluation import metrics
+from fastmsgm.solvers import SphericalMultistep
+from train import turbulence as recipe
+
+BENCHMARK = "turbulence_runs"
+CACHE = Path(__file__).parent / "cache" / BENCHMARK
+SAMPLES, LARGEST = 4_000, 13  # the largest wavenumber that the simulation resolves
+TAILS = {"1 %": 0.01, "0.1 %": 0.001}
+SOLVERS: dict[str, tuple[str, Any, int]] = {  # row -> model, solver, steps
+    "rotation, DPM-Solver++(2M), NFE 20": ("rotation", SphericalMultistep(), 20),
+    "rotation, SDE-DPM-Solver++(2M), eta 0.6, NFE 20": (
+        "rotation",
+        SphericalMultistep(eta=0.6),
+        20,
+    ),
+    "rotation, SDE-DPM-Solver++(2M), eta 1, NFE 40": ("rotation", SphericalMultistep(eta=1.0), 40),
+    "EDM, Heun, NFE 35": ("edm", EDMHeun(), 18),
+    "EDM, stochastic Heun, NFE 79": ("edm", EDMHeun(churn=0.2), 40),
+}
+
+
+def statistics_of(x: Tensor, test: Tensor) -> dict[str, float]:
+    """Return the statistics of fields x (n, 1, 32, 32) against test fields."""
+    (_, found), (_, truth) = metrics.spectrum(x), metrics.spectrum(test)
+    errors = (found[:LARGEST] / truth[:LARGEST] - 1).abs()
+    values = {
+        "largest error of the spectrum": float(errors.max()),
+        "median error of the spectrum": float(errors.median()),
+        "flatness": metrics.flatness(x),
+        "error of the flatness": abs(metrics.flatness(x) / metrics.flatness(test) - 1),
+    }
+    ranked = test.abs().flatten().sort(descending=True).values
+    for name, share in TAILS.items():
+        limit = ranked[round(share * len(ranked))]
+        ratio = float((x.abs() > limit).double().mean()) / share
+        values[f"tail at {name}, relative"] = ratio
+    return values
+
+
+def record(name: str, values: dict[str, float], note: str) -> None:
+    """Print the statistics and append them to the results."""
+    for quantity, value in values.items():
+        print(f"{name}: {quantity} {value:.4g}", flush=True)
+        results.append(
+            benchmark=BENCHMARK,
+            quantity=f"{name}: {quantity}",
+            value=value,
+            unit=quantity,
+            note=note,
+        )
+
+
+def train(name: str) -> fastmsgm.ScoreModel:
+    """Train a model, or resume its training, or load it where it is finished."""
+    return recipe.RECIPE.train(name, CACHE / name, progress=True)
+
+
+def main() -> None:
+    """Train and measure what is not there yet."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--model", choices=("rotation", "edm"), help="only this one")
+    only = parser.parse_args().model
+    torch.set_num_threads(1)
+    done = {quantity.rpartition(": ")[0] for quantity in results.finished(BENCHMARK)}
+    models = {name: train(name) for name in ((only,) if only else ("rotation", "edm"))}
+    test = recipe.fields(seed=1)
+    if "floor" not in done:
+        parts = [statistics_of(part, test) for part in recipe.fields().split(SAMPLES)]
+        means = {key: sum(part[key] for part in parts) / len(parts) for key in parts[0]}
+        record("floor", means, f"mean of {len(parts)} sets of {SAMPLES} simulated fields")
+    for name, (model, solver, steps) in SOLVERS.items():
+        if name in done or model not in models:
+            continue
+        x = fastmsgm.sample(
+            models[model], SAMPLES, solver=solver, steps=steps, seed=1, batch_size=500
+        )
+        record(name, statistics_of(x, test), f"{SAMPLES} samples, {solver!r}")
+
+
+if __name__ == "__main__":
+    main()
