@@ -494,3 +494,19 @@ def test_the_output_of_a_unet_is_contiguous(side: int) -> None:
     """Its convolutions run channels last, and kernels read arrays as they are in memory."""
     net = UNet(channels=3, width=16, deep=32, blocks=1, deep_blocks=1)
     assert net(torch.zeros(2, 3, side, side), torch.zeros(2)).is_contiguous()
+
+
+def test_dropout_of_a_unet_is_for_training_alone() -> None:
+    sizes: dict[str, Any] = {"channels": 1, "width": 16, "deep": 32, "blocks": 1, "deep_blocks": 2}
+    plain, net = UNet(**sizes), UNet(**sizes, dropout=0.5)
+    for parameter in net.parameters():  # the last convolutions start at zero
+        torch.nn.init.normal_(parameter, std=0.1)
+    plain.load_state_dict(net.state_dict())
+    x, c_noise = torch.randn(2, 1, 8, 8), torch.zeros(2)
+    assert torch.equal(net.eval()(x, c_noise), plain(x, c_noise))
+    assert not torch.equal(net.train()(x, c_noise), plain(x, c_noise))
+    assert sum(isinstance(layer, torch.nn.Dropout) for layer in net.modules()) == 5  # of 5 blocks
+    assert UNet(**net.config).config == net.config
+    assert "dropout" not in plain.config
+    with pytest.raises(ValueError, match=r"dropout must be in \[0, 1\), got 1.0"):
+        UNet(**sizes, dropout=1.0)

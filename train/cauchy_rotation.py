@@ -1,6 +1,11 @@
 """The shipped models "cauchy-rotation" and "cauchy-vp", its baseline, on correlated Cauchy data.
 
-    python -m fastmsgm.recipes.cauchy_rotation --out runs/cauchy
+    python -m fastmsgm.recipes.cauchy_rotation --out runs/cauchy [--model NAME] [--smoke]
+
+MSGM (ICLR 2026), the experiment on correlated Cauchy data in four dimensions. Expected figures are
+in docs/solvers.md: with 20 network calls the directions of the largest 1 % of the norms have a
+precision of 0.967, and that of test data is 0.951. Hours on 2 cores: 0.2 for both models, estimated
+from the time of a step.
 
 A stopped run resumes when it is started again. Both models have a perceptron of one size, the same
 batches, steps and averaging. The rotation has 1,000,000 training vectors, and half of each batch is
@@ -54,19 +59,21 @@ def train(
     )
 
 
-def main() -> None:
-    """Train both models."""
+def main(arguments: list[str] | None = None) -> None:
+    """Train both models; the arguments are those of the process, unless given."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--out", default="runs/cauchy", help="folder of the checkpoints")
+    parser.add_argument("--out", help="folder of the checkpoints, default runs/cauchy")
     parser.add_argument("--steps", type=int, default=STEPS, help="optimizer steps of each model")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads")
     parser.add_argument("--model", choices=NAMES, help="only this one")
-    args = parser.parse_args()
+    parser.add_argument("--smoke", action="store_true", help="two steps, to see that it runs")
+    args = parser.parse_args(arguments)
+    folder = args.out or f"runs/cauchy{'-smoke' if args.smoke else ''}"
     if args.threads:
         torch.set_num_threads(args.threads)
     for name in NAMES if args.model is None else (args.model,):
-        model = train(name, f"{args.out}/{name}", steps=args.steps)
-        model.save(f"{args.out}/{name}/fp16", dtype=torch.float16)
+        model = train(name, f"{folder}/{name}", steps=2 if args.smoke else args.steps)
+        model.save(f"{folder}/{name}/fp16", dtype=torch.float16)
 
 
 if __name__ == "__main__":

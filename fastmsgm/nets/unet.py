@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastmsgm.checks import check_int
+from fastmsgm.checks import check_int, is_number
 from fastmsgm.nets.conditioning import ConditionedNet
 from fastmsgm.nets.layers import Conv2d, GroupNorm, Linear
 
@@ -28,17 +28,18 @@ def _zero(layer: nn.Conv2d) -> None:
 
 
 class Residual(nn.Module):
-    """Norm, SiLU, conv, scale and shift by the conditioning, SiLU, conv, plus the input.
+    """Norm, SiLU, conv, scale and shift by the conditioning, SiLU, dropout, conv, plus the input.
 
     The last convolution is zero-initialised.
     """
 
-    def __init__(self, inputs: int, outputs: int, cond_width: int) -> None:
+    def __init__(self, inputs: int, outputs: int, cond_width: int, dropout: float) -> None:
         super().__init__()
         self.norm1 = GroupNorm(8, inputs)
         self.conv1 = Conv2d(inputs, outputs, 3, padding=1)
         self.cond = Linear(cond_width, 2 * outputs)
         self.norm2 = GroupNorm(8, outputs)
+        self.dropout = nn.Dropout(dropout)
         self.conv2 = Conv2d(outputs, outputs, 3, padding=1)
         self.skip = Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
         _zero(self.conv2)
@@ -47,7 +48,7 @@ class Residual(nn.Module):
         """Return (n, outputs, h, w) from x (n, inputs, h, w)."""
         h = self.conv1(F.silu(self.norm1(x)))
         scale, shift = self.cond(embedded)[:, :, None, None].chunk(2, dim=1)
-        h = self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
+        h = self.conv2(self.dropout(F.silu(self.norm2(h) * (1 + scale) + shift)))
         return self.skip(x) + h
 
 
@@ -90,23 +91,26 @@ class Attention(nn.Module):
 
 
 def _level(
-    width: int, below: int, blocks: int, cond_width: int
+    width: int, below: int, blocks: int, cond_width: int, dropout: float
 ) -> tuple[nn.ModuleList, nn.Conv2d, nn.Conv2d, nn.ModuleList]:
     """Return what one resolution has: residual blocks, the way to half of it and back, blocks."""
     return (
-        nn.ModuleList(Residual(width, width, cond_width) for _ in range(blocks)),
+        nn.ModuleList(Residual(width, width, cond_width, dropout) for _ in range(blocks)),
         Conv2d(width, below, 3, stride=2, padding=1),
         Conv2d(below, 4 * width, 1),
-        nn.ModuleList(Residual(2 * width, width, cond_width) for _ in range(blocks + 1)),
+        nn.ModuleList(Residual(2 * width, width, cond_width, dropout) for _ in range(blocks + 1)),
     )
 
 
 class Level(nn.Module):
     """One resolution between the finest, whose layers are the U-Net's own, and the coarsest."""
 
-    def __init__(self, width: int, below: int, blocks: int, cond_width: int) -> None:
+    def __init__(
+        self, width: int, below: int, blocks: int, cond_width: int, dropout: float
+    ) -> None:
         super().__init__()
-        self.down, self.shrink, self.grow, self.up = _level(width, below, blocks, cond_width)
+        layers = _level(width, below, blocks, cond_width, dropout)
+        self.down, self.shrink, self.grow, self.up = layers
 
 
 class UNet(ConditionedNet):
@@ -131,10 +135,12 @@ class UNet(ConditionedNet):
         condition: Name of each condition besides the noise level -> its numbers per sample, as
             ``{"log_norm": 1}``, which rotations need; see ``ConditionedNet``.
         classes: Number of classes of a class-conditional network, else 0.
+        dropout: Share of the channels' values that each residual block sets to zero in training, in
+            [0, 1). It uses torch's generator, so a resumed training does not repeat it exactly.
 
     Raises:
         TypeError: A size is not an int, or condition not a mapping.
-        ValueError: A size is out of range, or the name of a condition is not allowed.
+        ValueError: A number is out of range, or the name of a condition is not allowed.
 
     Example:
         >>> net = UNet(channels=1, width=16, deep=32, blocks=1, deep_blocks=2)
@@ -152,6 +158,7 @@ class UNet(ConditionedNet):
         levels: int = 2,
         condition: Mapping[str, int] | None = None,
         classes: int = 0,
+        dropout: float = 0.0,
     ) -> None:
         channels, blocks = check_int("channels", channels, 1), check_int("blocks", blocks, 0)
         width, deep = check_int("width", width, 8), check_int("deep", deep, 8)
@@ -159,7 +166,9 @@ class UNet(ConditionedNet):
         levels = check_int("levels", levels, 2, LEVELS_MAX)
         if width % 8 or deep % 8:
             raise ValueError(f"width and deep must be multiples of 8, got {width} and {deep}")
-        cond_width = 2 * deep
+        if not is_number(dropout) or not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout!r}")
+        cond_width, dropout = 2 * deep, float(dropout)
         super().__init__(cond_width, condition, classes)
         self.config: dict[str, Any] = {
             "channels": channels,
@@ -170,12 +179,19 @@ class UNet(ConditionedNet):
             "levels": levels,
             "condition": self.condition,
             "classes": self.classes,
+            # Left out where there is none: networks from before there was a choice are the same.
+            **({"dropout": dropout} if dropout else {}),
         }
         self.factor = 2**levels
         self.stem = Conv2d(4 * channels, width, 3, padding=1)
-        self.down, self.shrink, self.grow, self.up = _level(width, deep, blocks, cond_width)
-        self.inner = nn.ModuleList(Level(deep, deep, blocks, cond_width) for _ in range(levels - 2))
-        self.middle = nn.ModuleList(Residual(deep, deep, cond_width) for _ in range(deep_blocks))
+        layers = _level(width, deep, blocks, cond_width, dropout)
+        self.down, self.shrink, self.grow, self.up = layers
+        self.inner = nn.ModuleList(
+            Level(deep, deep, blocks, cond_width, dropout) for _ in range(levels - 2)
+        )
+        self.middle = nn.ModuleList(
+            Residual(deep, deep, cond_width, dropout) for _ in range(deep_blocks)
+        )
         self.attention = nn.ModuleList(Attention(deep) for _ in range(deep_blocks - 1))
         self.norm = GroupNorm(8, width)
         self.out = Conv2d(width, 4 * channels, 3, padding=1)
