@@ -140,7 +140,7 @@ def gaussian() -> None:
 
 def baseline(name: str) -> None:
     """Train a baseline and record what each sampler gives."""
-    model = cauchy_baselines.train(name, CACHE)
+    model = cauchy_baselines.train(name)
     for sampler, (solver, steps) in cauchy_baselines.samplers_of(name).items():
         x = fastmsgm.sample(model, OF_BASELINES, solver=solver, steps=steps, progress=False)
         note = f"{recipe.STEPS} steps, {len(x)} samples, {solver!r}"

@@ -20,6 +20,7 @@ from fastmsgm.nets import MLP
 from train import cauchy_rotation as recipe
 from train.recipe import baselines
 
+CACHE = Path(__file__).parent / "cache" / "cauchy_baselines"
 MODELS = {
     "EDM, standardised": "edm",
     "EDM, asinh": "edm-asinh",
@@ -41,10 +42,10 @@ def samplers_of(name: str) -> dict[str, tuple[EDMHeun, int]]:
     }
 
 
-def train(name: str, folder: Path, seed: int = 0) -> fastmsgm.ScoreModel:
+def train(name: str) -> fastmsgm.ScoreModel:
     """Train a baseline at the recipe's budget, or resume it, or load it where it is finished."""
-    data = recipe.training_set(seed)
-    torch.manual_seed(seed)
+    data = recipe.training_set(seed=0)
+    torch.manual_seed(0)
     model = baselines(lambda: MLP(4), heavy=True)[MODELS[name]](data)
     return fastmsgm.fit(
         model,
@@ -53,6 +54,5 @@ def train(name: str, folder: Path, seed: int = 0) -> fastmsgm.ScoreModel:
         batch_size=recipe.BATCH,
         lr=recipe.LR,
         ema=recipe.EMA,
-        seed=seed,
-        out=folder / name.replace(", ", "-"),
+        out=CACHE / name.replace(", ", "-"),
     )

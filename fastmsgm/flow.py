@@ -5,10 +5,11 @@ section 4.3), and the density changes along them by the divergence of the veloci
 
     log p(x) = log_factor + int div f dl + log p_prior(y_end),    dy/dl = f(y, l),
 
-with l the logarithm of the noise level, s of GBM or B of rotations and VP. The flow starts at the
-smallest noise level of training, where the density is that of the data with so much noise.
+with l the logarithm of the noise level, s of GBM and EDM or B of rotations and VP. The flow starts
+at the smallest noise level of training, where the density is that of the data with so much noise.
 ``log_factor`` is the Jacobian from the data's own range to the state y, and what the flow leaves
-as it is. Every family has its own flow: ``gbm/flow.py``, ``rotation/flow.py`` and ``sde/flow.py``.
+as it is. Every family has its own flow: ``gbm/flow.py``, ``rotation/flow.py``, ``sde/flow.py`` and
+``edm/flow.py``.
 """
 
 from __future__ import annotations
@@ -80,14 +81,15 @@ class ProbabilityFlow(ABC):
         draw: int,
         draws: int,
     ) -> Tensor:
-        """Return a sample of the evidence lower bound (ELBO) of log p(x), (n,) float64.
+        """Return one estimate of the evidence lower bound (ELBO) of log p(x), (n,) float64.
 
         Args:
             data: As of ``start``.
             condition: As of ``start``.
             stream: The noise stream, on the CPU.
-            draw: Its number, part of the noise counter.
-            draws: Their number; the mean over all of them is an unbiased estimate.
+            draw: 0 .. draws - 1, part of the noise counter.
+            draws: Samples of the noise; their noise levels are stratified, so that the mean over
+                all of them is unbiased, and one of several is not.
 
         Raises:
             TypeError: The family defines none.

@@ -96,6 +96,14 @@ def by_step(stream: Tensor, steps: int) -> Tensor:
     return rows
 
 
+def substep(step: int, steps: int, k: int) -> int:
+    """Return the noise counter of part k of a step that is divided into ``steps`` parts.
+
+    The counters 2^31 and above are those of evaluation, as ``step`` is or is not.
+    """
+    return (step & 2**31) | ((step * steps + k) % 2**31)
+
+
 def row_of(table: Tensor, stream: Tensor, step: int) -> Tensor:
     """Return the row of ``table`` at a step, counted from the stream's first."""
     return table.index_select(0, stream[2:3] + step)[0]

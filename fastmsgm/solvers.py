@@ -6,6 +6,7 @@ name; ``resolve`` looks a name up.
 
 from __future__ import annotations
 
+from fastmsgm.edm.solver import EDMHeun, EDMPlan
 from fastmsgm.gbm.fitted import FittedSolver
 from fastmsgm.gbm.paper_solvers import (
     PUBLISHED,
@@ -50,6 +51,8 @@ __all__ = [
     "PUBLISHED_SCHEDULE",
     "DPMSolverPP2M",
     "DaleLangevin",
+    "EDMHeun",
+    "EDMPlan",
     "Euler",
     "EulerMaruyama",
     "FittedSolver",

@@ -121,6 +121,13 @@ def test_every_code_block_has_a_known_language() -> None:
                 assert "import fastmsgm" not in body, document.name
 
 
+def test_links_lead_to_files() -> None:
+    for page in (*DOCUMENTS, *ROOT.glob("docs/**/*.md")):
+        for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+            if "://" not in link:
+                assert (page.parent / link).exists(), (page.name, link)
+
+
 # ---- docstrings ----
 
 

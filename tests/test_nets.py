@@ -510,3 +510,28 @@ def test_dropout_of_a_unet_is_for_training_alone() -> None:
     assert "dropout" not in plain.config
     with pytest.raises(ValueError, match=r"dropout must be in \[0, 1\), got 1.0"):
         UNet(**sizes, dropout=1.0)
+
+
+def test_a_periodic_unet_moves_with_its_images() -> None:
+    """A shift by a multiple of 2^levels shifts the output, and without ``periodic`` does not."""
+    torch.manual_seed(0)
+    net = UNet(1, 8, 16, 1, 1, periodic=True)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    plain = UNet(1, 8, 16, 1, 1)
+    plain.load_state_dict(net.state_dict())
+    x, c_noise, by = torch.randn(2, 1, 16, 16), torch.zeros(2), {"shifts": (4, 8), "dims": (2, 3)}
+    with torch.no_grad():
+        errors = [
+            (f(x.roll(**by), c_noise) - f(x, c_noise).roll(**by)).abs().max() for f in (net, plain)
+        ]
+    assert errors[0] < 1e-5
+    assert errors[1] > 1e-2
+    assert UNet(**net.config).periodic
+    assert "periodic" not in plain.config
+
+
+def test_a_periodic_unet_refuses_sides_that_it_would_pad() -> None:
+    net = UNet(1, 8, 16, 1, 1, periodic=True)
+    with pytest.raises(ValueError, match="multiples of 4 as sides, got images of 16 x 18"):
+        net(torch.zeros(1, 1, 16, 18), torch.zeros(1))

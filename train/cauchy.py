@@ -23,7 +23,7 @@ from fastmsgm.data import synthetic
 from fastmsgm.nets import MLP
 
 from .recipe import Recipe, baselines, main
-from .vector_models import compressed, rotations, vp_of
+from .vector_models import PAPER_FIT, compressed, rotations, vp_of
 
 VECTORS = 100_000
 KINDS = {"correlated": synthetic.correlated_cauchy, "uncorrelated": synthetic.uncorrelated_cauchy}
@@ -48,6 +48,7 @@ def variant(kind: str, d: int) -> Recipe:
         },
         steps=20_000,
         measured=compressed,
+        fit_of={"msgm": PAPER_FIT},
     )
 
 

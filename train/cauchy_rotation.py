@@ -1,6 +1,6 @@
 """The shipped models "cauchy-rotation" and "cauchy-vp", its baseline, on correlated Cauchy data.
 
-    python -m fastmsgm.recipes.cauchy_rotation --out runs/cauchy [--model NAME] [--smoke]
+    python -m fastmsgm.recipes.cauchy_rotation --out runs/cauchy-rotation [--model NAME] [--smoke]
 
 MSGM (ICLR 2026), the experiment on correlated Cauchy data in four dimensions. Expected figures are
 in docs/solvers.md: with 20 network calls the directions of the largest 1 % of the norms have a
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--smoke", action="store_true", help="two steps, to see that it runs")
     args = parser.parse_args(arguments)
     folder = args.out or f"runs/cauchy{'-smoke' if args.smoke else ''}"
-    if args.threads:
+    if args.threads is not None:
         torch.set_num_threads(args.threads)
     for name in NAMES if args.model is None else (args.model,):
         model = train(name, f"{folder}/{name}", steps=2 if args.smoke else args.steps)

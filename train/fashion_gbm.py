@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--smoke", action="store_true", help="two steps, to see that it runs")
     args = parser.parse_args(arguments)
     folder = args.out or f"runs/fashion-gbm{'-smoke' if args.smoke else ''}"
-    if args.threads:
+    if args.threads is not None:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     steps, batch, width, deep = (2, 8, 16, 32) if args.smoke else (args.steps, 128, 64, 128)

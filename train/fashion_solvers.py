@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--smoke", action="store_true", help="one table, to see that it runs")
     args = parser.parse_args(arguments)
     folder = args.out or f"runs/fashion-gbm-fitted{'-smoke' if args.smoke else ''}"
-    if args.threads:
+    if args.threads is not None:
         torch.set_num_threads(args.threads)
     begun = (Path(folder) / "model.safetensors").is_file()
     model = cast(fastmsgm.GBMModel, fastmsgm.load(folder if begun else args.model))

@@ -19,7 +19,7 @@ from fastmsgm.data import synthetic
 from fastmsgm.nets import MLP
 
 from .recipe import Recipe, baselines, main
-from .vector_models import compressed, rotations, vp_of
+from .vector_models import PAPER_FIT, compressed, rotations, vp_of
 
 D, VECTORS = 4, 100_000
 
@@ -41,6 +41,7 @@ RECIPE = Recipe(
     },
     steps=20_000,
     measured=compressed,
+    fit_of={"msgm": PAPER_FIT},
 )
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
     gbm     ours: a log-space denoiser for GBM to sigma = 10, of the data's classes where it has any
     paper   "Dale meets Langevin" (arXiv 2510.02730): a Stein score for GBM to sigma = 0.8, M-DSM,
             sampled by Dale-Langevin in 1,000 noise levels; without classes, as theirs
-    edm     the additive baseline in EDM's form
+    vp      additive noise, sliced score matching: the papers' additive baseline
+    edm     additive noise, denoising score matching in EDM's form
+    t-edm   the same with Student-t noise of 3 degrees of freedom
 
-All have one network and one number of steps.
+All have networks of one size and one number of steps.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 import fastmsgm
@@ -63,10 +66,17 @@ def gbm_models(
             **options,
         )
 
-    def edm(x: Tensor, labels: Tensor | None = None) -> fastmsgm.ScoreModel:
-        process, bounds = fastmsgm.EDM(), options.get("bounds")
-        return fastmsgm.EDMModel.for_data(
+    def vp(x: Tensor, labels: Tensor | None = None) -> fastmsgm.ScoreModel:
+        # One mean and one deviation: pixels at the border of images do not vary.
+        mean, std = (torch.full_like(x[:1], float(value)) for value in (x.mean(), x.std()))
+        return fastmsgm.VPModel(
+            net(classes), fastmsgm.VP(), mean, std, classes=classes, precision=precision
+        )
+
+    def edm(freedom: int | None) -> Build:
+        process, bounds = fastmsgm.EDM(freedom=freedom), options.get("bounds")
+        return lambda x, labels=None: fastmsgm.EDMModel.for_data(
             net(classes), process, x, classes=classes, bounds=bounds, precision=precision
         )
 
-    return {"gbm": gbm, "paper": paper, "edm": edm}
+    return {"gbm": gbm, "paper": paper, "vp": vp, "edm": edm(None), "t-edm": edm(3)}

@@ -20,7 +20,7 @@ from fastmsgm.nets import UNet
 from fastmsgm.solvers import PUBLISHED
 
 from .gbm_models import GBM_FIT, gbm_models
-from .recipe import SMOKE_SAMPLES, Build, Recipe
+from .recipe import Build, Recipe
 
 CLASSES = 10
 DROPPED = 0.2  # share of the labels, so that samples can be guided
@@ -60,7 +60,7 @@ def image_recipe(
         return torch.arange(n) % CLASSES
 
     def held_out(n: int) -> Tensor:
-        return images(n) if n <= SMOKE_SAMPLES else BY_NAME[dataset]("test")[:n]
+        return BY_NAME[dataset]("test")[:n]
 
     def models(**sizes: Any) -> dict[str, Build]:
         return gbm_models(
@@ -82,7 +82,10 @@ def image_recipe(
         fit=fit or {},
         samples=1_000,
         labels=labels,
-        fit_of={"gbm": {**GBM_FIT, "drop": DROPPED}, "edm": {"drop": DROPPED}},
+        fit_of={
+            "gbm": {**GBM_FIT, "drop": DROPPED},
+            **{baseline: {"drop": DROPPED} for baseline in ("vp", "edm", "t-edm")},
+        },
         sample_of={"paper": {"solver": PUBLISHED[dataset][0]}},
         smoke_models=models(**{**net, **SMALL}),
     )

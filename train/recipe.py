@@ -1,7 +1,7 @@
 """Recipe: one experiment as a script, ``python -m fastmsgm.recipes.NAME``.
 
 A recipe has a training set, held-out data, and a model for each name of ``--model``: the method of
-the paper and its baselines, which all have the same network, batches, steps and averaging. A
+the paper and its baselines, with networks of one size, the same batches, steps and averaging. A
 stopped run resumes when it is started again; torchrun shares its batches among processes.
 
     --out FOLDER     checkpoints, default runs/NAME, or runs/NAME-smoke with --smoke
@@ -91,20 +91,18 @@ class Recipe:
         return fastmsgm.fit(untrained, x, *labels, out=folder, seed=seed, **{**given, **options})
 
     def compare(
-        self, model: fastmsgm.ScoreModel, n: int, progress: bool = True, **options: Any
+        self, model: fastmsgm.ScoreModel, n: int, *, smoke: bool = False, **options: Any
     ) -> str:
         """Return a line with the sliced Wasserstein distance of n samples and its floor.
 
         Args:
             model: To be sampled.
             n: Number of samples.
-            progress: Show a progress bar.
+            smoke: Whether to compare with the data of a smoke run instead of held-out ones.
             options: Other arguments of ``fastmsgm.sample``.
         """
-        sets = (
-            *self.held_out(2 * n).split(n),
-            fastmsgm.sample(model, n, progress=progress, **options),
-        )
+        of = self.data if smoke else self.held_out
+        sets = (*of(2 * n).split(n), fastmsgm.sample(model, n, **options))
         truth, other, x = map(self.measured, sets) if self.measured else sets
         found, floor = (metrics.sliced_wasserstein(y, truth, 128) for y in (x, other))
         return f"sliced Wasserstein distance {found:.4g}, floor {floor:.4g}, {n} samples"
@@ -136,7 +134,7 @@ def main(
     parser.add_argument("--threads", type=int, default=None, help="CPU threads")
     parser.add_argument("--smoke", action="store_true", help="seconds, to see that it runs")
     args = parser.parse_args(arguments)
-    if args.threads:
+    if args.threads is not None:
         torch.set_num_threads(args.threads)
     out = args.out or f"runs/{first.name}{'-smoke' if args.smoke else ''}"
     chosen = vars(args).get("variant")
@@ -153,7 +151,7 @@ def _run(recipe: Recipe, name: str, folder: Path, args: argparse.Namespace) -> N
     if args.smoke:
         n, options = SMOKE_SAMPLES // 2, {**options, "steps": SMOKE_SAMPLING}
     with joined(torch.device("cpu")) as processes:
-        compared = processes.lead(lambda: recipe.compare(model, n, **options))
+        compared = processes.lead(lambda: recipe.compare(model, n, smoke=args.smoke, **options))
         if processes.rank == 0:
             print(f"{folder}: {compared}", flush=True)
 

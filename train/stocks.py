@@ -40,6 +40,12 @@ def training_set(n: int | None) -> Tensor:
     return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))][:n]
 
 
+def held_out(n: int) -> Tensor:
+    """Return n days of the test set in a random order, of all its years."""
+    x = returns("test")
+    return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(1))][:n]
+
+
 def rotation(x: Tensor) -> fastmsgm.ScoreModel:
     """Return an untrained rotation."""
     net = MLP(STOCKS, condition={"log_norm": 1})
@@ -49,7 +55,7 @@ def rotation(x: Tensor) -> fastmsgm.ScoreModel:
 RECIPE = Recipe(
     name="stocks",
     data=training_set,
-    held_out=lambda n: returns("test")[:n],
+    held_out=held_out,
     models={"rotation": rotation, **baselines(lambda: MLP(STOCKS))},
     steps=4_000,
     samples=880,

@@ -4,9 +4,10 @@
     msgm       dense noise, simulated in training, and sliced score matching, sampled by the
                classical Runge-Kutta method in 128 steps: the paper's, at its settings
 
-Both have one network, a perceptron of 3 layers of 128, the paper's in size, and the norms of the
-training set. ``vp_of`` is the paper's additive baseline of Cauchy data; the others are
-``recipe.baselines``.
+Their networks are perceptrons of 3 layers of 128, the paper's in size, and their norms are those of
+the training set. What this package adds for heavy tails (``DirectionMLP``, a Pareto tail, saturated
+log-norms, batches with more extremes) is in "rotation" alone. ``vp_of`` is the paper's additive
+baseline of Cauchy data; the others are ``recipe.baselines``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from fastmsgm.nets import MLP, DirectionMLP
 from .recipe import Build
 
 TAIL = 0.01  # share of the largest norms of heavy-tailed data that a Pareto tail replaces
+PAPER_FIT = {"tail": 0.0}  # arguments of ``fastmsgm.fit`` for "msgm"
 MSGM_STEPS = 128  # of the paper's sampler
 
 
@@ -35,17 +37,16 @@ def rotations(
         time_min: The smallest time at which it is trained and sampled.
         heavy: Whether the data are heavy-tailed.
     """
-    pareto = TAIL if heavy else 0.0
-
-    def net() -> MLP:
-        return DirectionMLP(d) if heavy else MLP(d, condition={"log_norm": 1})
 
     def rotation(x: Tensor) -> fastmsgm.ScoreModel:
-        return fastmsgm.RotationModel.for_data(net(), fastmsgm.Rotation(), x, pareto=pareto)
+        net = DirectionMLP(d) if heavy else MLP(d, condition={"log_norm": 1})
+        pareto = TAIL if heavy else 0.0
+        return fastmsgm.RotationModel.for_data(net, fastmsgm.Rotation(), x, pareto=pareto)
 
     def msgm(x: Tensor) -> fastmsgm.ScoreModel:
+        net = MLP(d, condition={"log_norm": 1})
         settings = {"forward_steps": forward_steps, "time_min": time_min}
-        return fastmsgm.RotationModel.for_data(net(), paper, x, pareto=pareto, **settings)
+        return fastmsgm.RotationModel.for_data(net, paper, x, saturate=0.0, **settings)
 
     return {"rotation": rotation, "msgm": msgm}
 

@@ -74,6 +74,7 @@ class EDMFlow(ProbabilityFlow):
             self.noise_levels,
             lambda y, s: self._denoised(y, s, dict(condition)),
             self._log_prior,
+            self.preconditioning.data_std,
             stream,
             draw,
             draws,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmsgm.data.blocks import one_pass
+from fastmsgm.data.items import as_float
 from fastmsgm.data.loaders import Data
 from fastmsgm.data.moments import Moments
 from fastmsgm.edm.flow import EDMFlow
@@ -105,19 +106,20 @@ class EDMModel(ScoreModel):
             (4,)
         """
         _check_transform(transform)
-        data_std = 1.0
         if transform == "standard":
-            centre, scale = _moments(data)
+            (centre, scale), data_std = _moments(data), 1.0
         else:
             if not isinstance(data, Tensor):
                 raise TypeError(
                     f'data must be a tensor for transform="{transform}", got '
                     f"{type(data).__name__}: give a tensor, of a part of the data"
                 )
-            scale = data.abs().median(0).values[None].float()
+            x = as_float(data)
+            scale = x.abs().median(0).values[None].float()
             centre = torch.zeros_like(scale)
-            if transform == "asinh":
-                data_std = float(torch.asinh(data / scale).std())
+            data_std = float(torch.asinh(x / scale).std()) if transform == "asinh" else 1.0
+            if not bool(torch.isfinite(x).all()):
+                raise ValueError("data must be finite, got NaN or infinity: remove these samples")
         if not bool((torch.isfinite(scale) & (scale > 0)).all()):
             raise ValueError(
                 "data must be finite and vary in every feature, since each is divided by its scale"

@@ -22,8 +22,10 @@ import torch
 from torch import Tensor
 
 from fastmsgm import rng
+from fastmsgm.checkpoint import load
 from fastmsgm.checks import check_int, check_tensor
 from fastmsgm.evaluation.likelihood import TOLERANCE, log_likelihood
+from fastmsgm.job import check_model
 from fastmsgm.model import ScoreModel
 
 
@@ -32,7 +34,7 @@ class BitsPerDimension:
     """Bits per dimension of images.
 
     Args:
-        draws: (draws, n) float64, of each image for each draw of the dequantisation.
+        draws: (draws, n) float64, of each image for each sample of the dequantisation.
         settings: How they were computed, as JSON can hold it.
     """
 
@@ -41,25 +43,28 @@ class BitsPerDimension:
 
     @property
     def values(self) -> Tensor:
-        """(n,) float64, the mean over the draws."""
+        """(n,) float64, the mean over the samples of the dequantisation."""
         return self.draws.mean(0)
 
     @property
     def mean(self) -> float:
-        """The mean over images and draws."""
+        """The mean over images and samples of the dequantisation."""
         return float(self.draws.mean())
 
     @property
     def standard_error(self) -> float:
-        """The standard error of the mean over images, which holds the noise of the draws."""
-        return float(self.values.std()) / math.sqrt(self.draws.shape[1])
+        """The standard error of the mean over images; NaN for one. The noise is part of it."""
+        n = self.draws.shape[1]
+        return float(self.values.std()) / math.sqrt(n) if n > 1 else math.nan
 
     @property
     def noise_error(self) -> float:
         """The standard error of the mean for these images: of dequantisation and probes alone.
 
-        NaN for one draw.
+        NaN for one sample of the dequantisation.
         """
+        if len(self.draws) == 1:
+            return math.nan
         return float(self.draws.var(0).mean() / self.draws.numel()) ** 0.5
 
     def __repr__(self) -> str:
@@ -91,7 +96,7 @@ def bits_per_dimension(
     Args:
         model: As of ``log_likelihood``, of data in [0, 1].
         images: (n, ...) uint8, or float in [0, 1] with the levels k / 255.
-        draws: Draws of the dequantisation for each image; more than one gives ``noise_error``.
+        draws: Samples of the dequantisation for each image; more than one gives ``noise_error``.
         label: As of ``log_likelihood``, like all arguments after it; the bits are those given the
             class.
         condition: Tensors (n, ...) by name.
@@ -100,7 +105,7 @@ def bits_per_dimension(
         rtol: Of "dopri5".
         atol: Of "dopri5".
         probes: Of Hutchinson's estimate.
-        seed: Of the dequantisation and the probes; draw k has the seed ``seed + k``.
+        seed: Of the dequantisation and the probes; sample k of it has the seed ``seed + k``.
         batch_size: Samples at a time.
         progress: Show progress bars.
 
@@ -109,8 +114,15 @@ def bits_per_dimension(
 
     Raises:
         TypeError: An argument of the wrong type; the message names it.
-        ValueError: Images that are not of 8 bits, or as of ``log_likelihood``.
+        ValueError: Images that are not of 8 bits, a model whose bounds are not [0, 1], or as of
+            ``log_likelihood``.
     """
+    model = check_model(load(model) if isinstance(model, (str, os.PathLike)) else model)
+    if model.bounds not in (None, (0.0, 1.0)):
+        raise ValueError(
+            f"model must have the bounds (0, 1) or None, got {model.bounds}: the levels of "
+            "images are k / 255 here; train on images in [0, 1], or use log_likelihood"
+        )
     levels, draws = _levels(images), check_int("draws", draws, 1)
     seed = check_int("seed", seed, 0, 2**64 - draws)
     n, d = levels.flatten(1).shape

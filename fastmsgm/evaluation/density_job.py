@@ -68,6 +68,11 @@ class DensityJob:
     ) -> None:
         given = check_model(load(model) if isinstance(model, (str, os.PathLike)) else model)
         check_float32(given)
+        if any(parameter.is_inference() for parameter in given.net.parameters()):
+            raise ValueError(
+                "model must be built outside torch.inference_mode for likelihoods, got inference "
+                "tensors as parameters: build or load it again outside"
+            )
         self.model = given.with_net(unwrap(given.net, compiled=False))
         self.model.precision = "fp32"
         self.x, self.seed = _samples(self.model, x), check_int("seed", seed, 0, 2**64 - 1)
@@ -97,9 +102,10 @@ class DensityJob:
             ValueError: A number of the first kind is not finite.
         """
         parts: list[tuple[Tensor, Tensor]] = []
-        flow = self.model.probability_flow()
         bar = tqdm(total=len(self.x), disable=not progress, desc=title, unit="sample")
-        with bar, evaluation(self.model), outside_autocast(self.model.device):
+        derivatives = torch.inference_mode(False)  # which velocities need, whatever mode is active
+        with bar, derivatives, evaluation(self.model), outside_autocast(self.model.device):
+            flow = self.model.probability_flow()
             for batch in self._batches():
                 values, others = density(flow, batch)
                 parts.append((values.cpu(), others.cpu()))
@@ -140,4 +146,8 @@ def _samples(model: ScoreModel, x: Tensor) -> Tensor:
     if not bool(torch.isfinite(x).all()):
         wrong = int((~torch.isfinite(x)).flatten(1).any(1).sum())
         raise ValueError(f"x must be finite, got NaN or infinity in {wrong} of {len(x)} samples")
-    return x.detach()
+    x = x.detach()
+    if x.is_inference():  # which no derivative can be taken with
+        with torch.inference_mode(False):
+            x = x.clone()
+    return x

@@ -6,10 +6,14 @@ For rotations and VP it is sliced score matching up to factors and a constant, w
     rotation    log p(r) - (d - 1) log r - log A - d (1 - t_min) E loss
     VP          E[log N(x_T; 0, I) | x_0] - d (B_T - B_min) / 2 - d (1 - t_min) E loss
 
-and the Jacobian of the data's range. For GBM it is the continuous bound of variational diffusion
-models (Kingma et al., 2021), an integral of the denoising error in log x. The bound is that of the
-reverse SDE, and tight for the exact score. The interval below the smallest noise level of training
-is left out, as in the likelihood by the probability flow.
+and the Jacobian of the data's range; t_min is where training begins. The interval below it is left
+out, as in the likelihood by the probability flow. For GBM and EDM with normal noise it is the
+continuous bound of variational diffusion models (Kingma et al., 2021), an integral of the denoising
+error of y = log x (GBM) or of the transformed data (EDM). Their last step is N(y, s_min^2 I), so
+nothing is left out.
+
+It bounds the density of the reverse SDE, and is tight for the exact score. For an inexact score it
+may exceed ``log_likelihood``, which is the flow's.
 """
 
 from __future__ import annotations
@@ -46,13 +50,14 @@ def elbo(
         x: (n, ...) samples in the data's own range; uint8 images are divided by 255.
         label: Of a class-conditional model: one class for all samples, or n classes.
         condition: What else the network is conditioned on: tensors (n, ...) by name.
-        draws: Noise levels, each with noise of its own, for each sample; a network call each.
+        draws: Samples of the noise, each at a noise level of its own, for each sample of x. Each is
+            a network call; their noise levels are stratified.
         seed: Of the noise, 0 .. 2^64 - 1.
         batch_size: Samples at a time; None is 2^16 / d, between 16 and 4096.
         progress: Show a progress bar.
 
     Returns:
-        The bounds with their mean and standard error. The noise of the draws is part of it.
+        The bounds with their mean and standard error. The noise is part of it.
 
     Raises:
         TypeError: An argument of the wrong type; the message names it.

@@ -3,10 +3,16 @@
 The network that samples also defines a deterministic flow (``fastmsgm/flow.py``), along which the
 density changes by the divergence of the velocity. The flow starts at the smallest noise level of
 training, so the density is that of data with so much noise. The bias is small where the data's
-density is smooth at that scale: s = 0.002 in log x for GBM denoisers and 0.025 for the paper's
-score networks, sqrt(B) = 0.01 standard deviations for VP, an angle of 0.01 / sqrt(d - 1) for
-rotations. Data on a thin set, such as images with a constant background, have no density
-without that noise, and the value depends on it.
+density is smooth at that scale:
+
+    GBM          s = 0.002 in log x for denoisers, 0.025 for the paper's score networks
+    VP           sqrt(B) = 0.01 standard deviations
+    EDM          sigma_min, 0.002 standard deviations of the transformed data
+    rotations    an angle of about sqrt(B) = 0.01, 0.01 / sqrt(d - 1) along each tangent direction
+
+These are the defaults; ``settings["smallest_noise_level"]`` has the model's own s or B. Data on a
+thin set, such as images with a constant background, have no density without that noise, and the
+value depends on it.
 
 The network computes in float32, whatever the model's precision, as the rounding of bfloat16 is
 noise in the flow. States and densities are float64. Tolerances below 1e-6 are beyond float32.
@@ -55,7 +61,8 @@ class LogLikelihood:
     @property
     def standard_error(self) -> float:
         """The standard error of the mean; NaN for one sample. The probes' noise is part of it."""
-        return float(self.values.std()) / math.sqrt(len(self.values))
+        n = len(self.values)
+        return float(self.values.std()) / math.sqrt(n) if n > 1 else math.nan
 
     def __repr__(self) -> str:
         return (

@@ -11,6 +11,7 @@ does not depend on the batch that it is in.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -116,7 +117,7 @@ def adaptive_steps(
     rows = torch.arange(n, dtype=torch.int64, device="cpu")
     result, calls = torch.empty_like(z), torch.ones_like(rows)
     time = torch.full((n,), start, dtype=torch.float64, device="cpu")
-    h = torch.full_like(time, length / 32)
+    h, error = torch.full_like(time, length / 32), torch.zeros_like(time)
     first = f(time, z, rows.to(z.device))
     for _ in range(LARGEST_STEPS):
         h = torch.minimum(h, end - time)
@@ -136,15 +137,21 @@ def adaptive_steps(
         result[rows[finished].to(z.device)] = z[finished.to(z.device)]
         if bool(finished.all()):
             return result, calls
-        if bool((h < 1e-9 * length).any()):
-            break
-        rows, time, h = rows[~finished], time[~finished], h[~finished]
+        rows, time, h, error = (each[~finished] for each in (rows, time, h, error))
         going = (~finished).to(z.device)
         z, first = z[going], first[going]
+        if bool((h < 1e-9 * length).any()):
+            break
+    shortest = int(h.argmin())
+    sample = f"the flow of sample {int(rows[shortest])} of a batch could not be followed"
+    if not math.isfinite(float(error[shortest])):
+        raise RuntimeError(
+            f"{sample}: its velocity is not finite. The network returned NaN or infinity, or x is "
+            "far outside the model's data"
+        )
     raise RuntimeError(
-        f"the flow of sample {int(rows[h.argmin()])} of a batch could not be followed: its steps "
-        f"became {float(h.min()):.2g} long of {length:.3g}, or more than {LARGEST_STEPS}. Raise "
-        'rtol and atol, or take fixed steps (solver="rk4")'
+        f"{sample}: its steps became {float(h[shortest]):.2g} long of {length:.3g}, or more than "
+        f'{LARGEST_STEPS}. Raise rtol and atol, or take fixed steps (solver="rk4")'
     )
 
 

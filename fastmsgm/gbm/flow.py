@@ -83,6 +83,7 @@ class GBMFlow(ProbabilityFlow):
             self.noise_levels,
             lambda y, s: self._denoised(y, s, dict(condition)),
             lambda y: self._log_prior(y, condition),
+            self.unit,
             stream,
             draw,
             draws,

@@ -137,6 +137,8 @@ class UNet(ConditionedNet):
         classes: Number of classes of a class-conditional network, else 0.
         dropout: Share of the channels' values that each residual block sets to zero in training, in
             [0, 1). It uses torch's generator, so a resumed training does not repeat it exactly.
+        periodic: Whether images are periodic in both directions, as fields of a simulation often
+            are: convolutions then wrap around. Sides must be multiples of 2^levels.
 
     Raises:
         TypeError: A size is not an int, or condition not a mapping.
@@ -159,6 +161,7 @@ class UNet(ConditionedNet):
         condition: Mapping[str, int] | None = None,
         classes: int = 0,
         dropout: float = 0.0,
+        periodic: bool = False,
     ) -> None:
         channels, blocks = check_int("channels", channels, 1), check_int("blocks", blocks, 0)
         width, deep = check_int("width", width, 8), check_int("deep", deep, 8)
@@ -181,6 +184,7 @@ class UNet(ConditionedNet):
             "classes": self.classes,
             # Left out where there is none: networks from before there was a choice are the same.
             **({"dropout": dropout} if dropout else {}),
+            **({"periodic": True} if periodic else {}),
         }
         self.factor = 2**levels
         self.stem = Conv2d(4 * channels, width, 3, padding=1)
@@ -196,6 +200,10 @@ class UNet(ConditionedNet):
         self.norm = GroupNorm(8, width)
         self.out = Conv2d(width, 4 * channels, 3, padding=1)
         _zero(self.out)
+        self.periodic = periodic
+        for layer in self.modules() if periodic else ():
+            if isinstance(layer, nn.Conv2d):
+                layer.padding_mode = "circular"
 
     def forward(
         self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, **condition: Tensor
@@ -252,6 +260,11 @@ class UNet(ConditionedNet):
     def _check_size(self, height: int, width: int) -> None:
         """Raise ValueError for images too small for the levels, or their coarsest for ``deep``."""
         levels, side = self.config["levels"], min(height, width)
+        if self.periodic and (height % self.factor or width % self.factor):
+            raise ValueError(
+                f"UNet was built with periodic=True, for multiples of {self.factor} as sides, got "
+                f"images of {height} x {width}: lower levels, or resample them"
+            )
         most = side.bit_length()  # 2^most is the largest power of two up to 2 side
         if levels > most:
             raise ValueError(

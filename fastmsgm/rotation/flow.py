@@ -3,7 +3,7 @@
 The state is the direction u = x / r, and p(x) = p(r) r^{1-d} p(u | r). The velocity is tangent to
 every sphere, so its divergence on the sphere is that of R^d at |u| = 1. It starts at the smallest
 integrated beta B of training, where the density of directions is smoothed over angles of about
-sqrt(B / (d - 1)), and ends at uniform directions.
+sqrt(B), sqrt(B / (d - 1)) along each tangent direction, and ends at uniform directions.
 """
 
 from __future__ import annotations

@@ -258,7 +258,7 @@ class Rotation(LinearBetaSchedule):
             B: (n,) integrated betas.
             stream: The noise stream, on the device of x0.
             step: Step of the noise counter: step k of the simulation has its normals at
-                ``step * steps + k``.
+                ``rng.substep(step, steps, k)``.
             steps: Number of steps of the simulation.
         """
         n, d = x0.shape
@@ -266,7 +266,8 @@ class Rotation(LinearBetaSchedule):
         norms, x = x0.norm(dim=1, keepdim=True), x0
         xi = torch.empty(n, d, dtype=torch.float32, device=x0.device)
         for k in range(steps):
-            ops.fill_normal_(xi, stream, rng.Purpose.TRAINING_NOISE, step * steps + k)
+            counter = rng.substep(step, steps, k)
+            ops.fill_normal_(xi, stream, rng.Purpose.TRAINING_NOISE, counter)
             w = width * xi
             first = self.g_prod(x, w)
             second = self.g_prod(x + first / 2, w)

@@ -6,7 +6,8 @@ matching up to factors and a constant (Song et al., 2021, "Maximum likelihood tr
 
     log p(x) >= E[log p_prior(x_T)] - int E[|a|^2 / 2 + div(G a)] dB + constant,   a = G^T score,
 
-so the loss of training is what ``lower_bound`` calls, in its units: per feature, t uniform.
+with a constant of the process. ``lower_bound`` takes the integrand of the loss, per feature, at
+times t that are stratified over the samples of the noise.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fastmsgm import rng
 from fastmsgm.flow import FlowStart, ProbabilityFlow
+from fastmsgm.probes import sample_probes
 from fastmsgm.sde.model import SDEModel, SDEPreconditioning
-from fastmsgm.sde.sliced import SlicedScoreMatching
+from fastmsgm.sde.sliced import sliced_integrand
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -55,11 +58,17 @@ class SDEFlow(ProbabilityFlow):
         draw: int,
         draws: int,
     ) -> Tensor:
-        """See ``ProbabilityFlow``; the training's smallest time is where the integral begins."""
-        start, x0 = self.start(data, condition), self.model.to_state(data.float())
-        loss = SlicedScoreMatching()(self.model, x0, stream, draw, **condition).double()
-        integral = start.state.shape[1] * (1 - self.preconditioning.time_min) * loss
-        return start.log_factor + self.expected_log_prior(start.state) - integral
+        """See ``ProbabilityFlow``; the integral begins where training does."""
+        start, x0 = self.start(data, condition), self.model.to_state(data.float()).flatten(1)
+        n, d = x0.shape
+        process, noise = self.preconditioning.process, stream.to(x0.device)
+        first = max(self.preconditioning.time_min, float(process.time(self.noise_levels[0])))
+        uniform = rng.uniforms(n, 1, stream, rng.Purpose.TRAINING_TIME, draw)[:, 0].numpy()
+        times = first + (1 - first) * (draw + uniform) / draws
+        x = self.model.perturb_state(x0, process.integrated_beta(times), noise, draw)
+        v = sample_probes("rademacher", n, d, noise, draw)
+        loss = sliced_integrand(self.model, x, times, v, start.condition).double()
+        return start.log_factor + self.expected_log_prior(start.state) - d * (1 - first) * loss
 
     @abstractmethod
     def expected_log_prior(self, state: Tensor) -> Tensor:

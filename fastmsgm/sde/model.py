@@ -31,6 +31,10 @@ class SDE(Protocol):
         """Return B at times t."""
         ...
 
+    def time(self, B: ArrayLike) -> Array:
+        """Return the times at which the integrated beta is B."""
+        ...
+
     def g_prod(self, x: Tensor, v: Tensor) -> Tensor:
         """Return G(x) v, both (n, d)."""
         ...

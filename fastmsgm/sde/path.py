@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastmsgm import rng
 from fastmsgm.checks import check_int
 from fastmsgm.model import ScoreModel
 from fastmsgm.probes import check_probes, sample_probes
@@ -66,7 +67,7 @@ class PathScoreMatching:
         x, noise = x0.flatten(1), stream.to(x0.device)
         states, probes = [], []
         for k, (time, dB) in enumerate(zip(times, increments, strict=True)):
-            counter = step * self.steps + k
+            counter = rng.substep(step, self.steps, k)
             x = model.forward_step(x, np.full(n, dB), noise, counter)
             if time > preconditioning.time_min:
                 states.append(x)

@@ -164,3 +164,37 @@ def test_the_lower_bound_of_an_exact_denoiser_is_tight() -> None:
 def test_student_t_noise_has_no_lower_bound(model: EDMModel) -> None:
     with pytest.raises(ValueError, match="lower bound is for normal noise, got Student-t"):
         elbo(model, correlated_cauchy(5, 4), draws=1, progress=False)
+
+
+def test_a_class_conditional_model_trains_and_takes_guidance() -> None:
+    torch.manual_seed(0)
+    x, labels = mixture(200, 1), torch.arange(200) % 3
+    model = EDMModel.for_data(nets.MLP(2, 16, 1, classes=3), EDM(), x, classes=3)
+    fastmsgm.fit(model, x, labels, steps=4, batch_size=20, drop=0.2, progress=False)
+    plain, guided = (
+        fastmsgm.sample(model, 6, label=1, guidance=w, steps=3, progress=False) for w in (1, 2)
+    )
+    assert bool(guided.isfinite().all())
+    assert not torch.equal(plain, guided)
+
+
+@pytest.mark.parametrize("transform", ["standard", "median", "asinh"])
+def test_uint8_images_have_the_scale_of_their_floats(transform: str) -> None:
+    images = torch.randint(1, 256, (40, 1, 4, 4), generator=torch.Generator().manual_seed(0))
+    bytes_, floats = images.to(torch.uint8), images / 255
+    models = [
+        EDMModel.for_data(nets.UNet(1, 8, 16, 1, 1), EDM(), x, transform=transform)
+        for x in (bytes_, floats)
+    ]
+    assert torch.allclose(models[0].scale, models[1].scale)
+    assert torch.allclose(models[0].centre, models[1].centre)
+
+
+@pytest.mark.parametrize("transform", ["median", "asinh"])
+def test_data_that_are_not_finite_or_integers_are_refused(transform: str) -> None:
+    x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+    x[3, 1] = torch.inf
+    with pytest.raises(ValueError, match="data must be finite"):
+        EDMModel.for_data(nets.MLP(2), EDM(), x, transform=transform)
+    with pytest.raises(TypeError, match="must be floating point or uint8"):
+        EDMModel.for_data(nets.MLP(2), EDM(), torch.ones(5, 2).long(), transform=transform)

@@ -46,7 +46,7 @@ def levels(n: int) -> Tensor:
 
 
 def test_the_bits_are_those_of_the_cells() -> None:
-    images = levels(40)
+    images = levels(16)
     edges = torch.log(1 + (images.double().flatten(1)[..., None] + torch.tensor([-0.5, 0.5])) / 255)
     spread = math.hypot(SPREAD, 0.002)  # with the smallest noise level
     cdf = torch.special.ndtr((edges - CENTRE) / spread)
@@ -55,7 +55,7 @@ def test_the_bits_are_those_of_the_cells() -> None:
     torch.testing.assert_close(result.values, truth, rtol=0, atol=0.05)  # of dequantisation
     assert result.noise_error < 0.003
     assert abs(result.mean - float(truth.mean())) < 3 * result.noise_error + 1e-3
-    assert result.standard_error == pytest.approx(float(result.values.std()) / 40**0.5)
+    assert result.standard_error == pytest.approx(float(result.values.std()) / 4)
     assert result.settings["dequantisation"] == "uniform"
 
 
@@ -66,6 +66,21 @@ def test_floats_with_the_levels_are_the_same_images() -> None:
         model(), images.float() / 255, solver="rk4", steps=8, progress=False
     )
     assert torch.equal(bits.draws, floats.draws)
+
+
+def test_one_image_or_one_sample_has_no_error(recwarn: pytest.WarningsRecorder) -> None:
+    one = bits_per_dimension(model(), levels(1), solver="rk4", steps=2, progress=False)
+    assert math.isnan(one.standard_error)
+    assert math.isnan(one.noise_error)
+    assert not recwarn.list
+
+
+def test_a_model_of_other_bounds() -> None:
+    other = model()
+    other.bounds = (-1.0, 1.0)
+    message = r"model must have the bounds \(0, 1\) or None, got \(-1.0, 1.0\)"
+    with pytest.raises(ValueError, match=message):
+        bits_per_dimension(other, levels(2), progress=False)
 
 
 def test_images_that_are_not_of_8_bits() -> None:

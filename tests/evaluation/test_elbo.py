@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from scipy.integrate import solve_ivp
+from torch import Tensor, nn
 
 from fastmsgm import rng
 from fastmsgm.evaluation.elbo import elbo
 from fastmsgm.evaluation.likelihood import log_likelihood
 from fastmsgm.rotation import Rotation
+from fastmsgm.sde import SlicedScoreMatching, VPModel
 from tests.evaluation import exact
 from tests.evaluation.test_likelihood import MIXTURE, VMF
 from tests.rotation.exact import TiltedNet
@@ -70,29 +74,108 @@ def test_a_wrong_score_costs_half_its_squared_error() -> None:
     assert expected > 0.3
 
 
-def test_it_is_below_the_likelihood_by_the_flow() -> None:
-    """Within the errors, for a network that is slightly off: both are seen."""
-    x, model = sde.gaussian_data(200), sde.exact_model()
+RATES, AXES = torch.linalg.eigh(sde.CORRELATION)
+
+
+def reverse_sde_variances(model: VPModel, gain: float) -> Tensor:
+    """Return the variances (3,) of the reverse SDE from N(0, I), for the exact score times a gain.
+
+    It is linear, so that the states are Gaussian; per axis of the correlation the variance v obeys
+    dv = [2 (1/2 - gain / c(B)) v + 1] d(-B), with c = e^-B rate + 1 - e^-B that of the data.
+    """
+    first, last = model.probability_flow().noise_levels
+    solution = solve_ivp(
+        lambda B, v: -(2 * (0.5 - gain / (1 + math.exp(-B) * (RATES.numpy() - 1))) * v + 1),
+        (last, first),
+        np.ones(3),
+        rtol=1e-9,
+        atol=1e-12,
+    )
+    return torch.from_numpy(solution.y[:, -1])
+
+
+def reverse_sde_log_prob(model: VPModel, x: Tensor, gain: float) -> Tensor:
+    """Return log p(x) (n,) of the reverse SDE."""
+    z = ((x.double() - sde.MEAN) / sde.DEVIATION) @ AXES
+    normal = torch.distributions.Normal(0.0, reverse_sde_variances(model, gain).sqrt())
+    return normal.log_prob(z).sum(1) - torch.log(sde.DEVIATION).sum()
+
+
+def expected_gap(model: VPModel, gain: float) -> float:
+    """Return E log p(x) of the reverse SDE minus the bound over the data, with all integrals done.
+
+    int dB / c = log(e^B + rate - 1), E|score|^2 = gain^2 / c and div score = -gain / c.
+    """
+    first, last = model.probability_flow().noise_levels
+    v = reverse_sde_variances(model, gain)
+    log_p = -(torch.log(v) + RATES / v) / 2
+    at_end = 1 + math.exp(-last) * (RATES - 1)
+    integral = torch.log((math.exp(last) + RATES - 1) / (math.exp(first) + RATES - 1))
+    bound = -at_end / 2 - (last - first) / 2 - (gain**2 / 2 - gain) * integral
+    return float((log_p - bound).sum())
+
+
+def test_it_is_below_the_density_of_the_reverse_sde_and_not_of_the_flow() -> None:
+    """For a score that is a fifth too small, by paired differences of the same samples."""
+    x, model, gain = sde.gaussian_data(200), sde.exact_model(), 0.8
+    truth = torch.distributions.MultivariateNormal(sde.MEAN, sde.COVARIANCE).log_prob(x.double())
+    torch.testing.assert_close(reverse_sde_log_prob(model, x, 1.0), truth, rtol=0, atol=0.03)
     with torch.no_grad():
-        model.net.gain.fill_(0.95)
-    flow = log_likelihood(model, x, progress=False)
-    bound = elbo(model, x, draws=32, progress=False)
-    gap = flow.values - bound.values
-    assert float(gap.mean()) > -3 * float(gap.std()) / len(gap) ** 0.5
+        model.net.gain.fill_(gain)
+    bound = elbo(model, x, draws=32, progress=False).values
+    gap = reverse_sde_log_prob(model, x, gain) - bound
+    error = float(gap.std()) / len(gap) ** 0.5
+    assert float(gap.mean()) > 3 * error
+    assert float(gap.mean()) == pytest.approx(expected_gap(model, gain), abs=4 * error)
+    above = bound - log_likelihood(model, x, solver="rk4", steps=20, progress=False).values
+    assert float(above.mean()) > 3 * float(above.std()) / len(gap) ** 0.5
 
 
 def test_it_is_the_training_loss_of_msgm() -> None:
-    """Up to T, d and the constant; the same noise."""
+    """Up to T, d and the constant; at one sample of the noise the two have the same."""
     u = VMF[3].sample(20)
     x, model = exact.with_norms(u)[0].float(), exact.rotation_model(VMF[3], 3, Rotation("ring"))
-    stream = rng.stream(7)
-    with torch.no_grad():
-        losses = [model.default_loss(model, x, stream, draw) for draw in range(4)]
-    loss = torch.stack(losses).double().mean(0)
     r = x.double().norm(dim=1)
     constant = model.prior.log_density(r) - 2 * torch.log(r) - math.log(4 * math.pi)
-    bound = elbo(model, x, draws=4, seed=7, progress=False).values
-    torch.testing.assert_close(bound, constant - 3 * (1 - 1e-3) * loss)
+    for seed in (7, 8):
+        with torch.no_grad():
+            loss = model.default_loss(model, x, rng.stream(seed), 0).double()
+        bound = elbo(model, x, draws=1, seed=seed, progress=False).values
+        torch.testing.assert_close(bound, constant - 3 * (1 - 1e-3) * loss)
+
+
+def test_the_network_is_not_called_below_the_noise_it_was_trained_at() -> None:
+    """Denoising score matching trains from B_MIN on, here the time 9.1e-3 and not 1e-3."""
+
+    class Spy(nn.Module):
+        lowest = math.inf
+
+        def forward(self, x: Tensor, c: Tensor, **condition: Tensor) -> Tensor:
+            self.lowest = min(self.lowest, float(torch.exp(3 * c.double() - 3).min()))
+            return 0 * x
+
+    spy, process = Spy(), Rotation(beta_min=0.01, beta_max=1.0)
+    model = exact.rotation_model(spy, 3, process)
+    x = exact.with_norms(VMF[3].sample(2000))[0]
+    elbo(model, x, draws=2, progress=False)
+    smallest = model.probability_flow().noise_levels[0]
+    assert smallest * (1 - 1e-5) < spy.lowest < 1.5 * smallest  # c_noise is float32
+
+
+def test_the_integral_begins_where_denoising_score_matching_does() -> None:
+    """It is then that of sliced score matching from the same time on, with the same noise."""
+    process = Rotation(beta_min=0.01, beta_max=1.0)
+    model = exact.rotation_model(TiltedNet(process, torch.tensor([0.5, 0.2, -0.3])), 3, process)
+    x = exact.with_norms(VMF[3].sample(20))[0].float()
+    bound = elbo(model, x, draws=1, seed=7, progress=False).values
+    first = float(process.time(model.probability_flow().noise_levels[0]))
+    assert first > 5e-3
+    model.preconditioning = dataclasses.replace(model.preconditioning, time_min=first)
+    with torch.no_grad():
+        loss = SlicedScoreMatching()(model, x, rng.stream(7), 0).double()
+    r = x.double().norm(dim=1)
+    constant = model.prior.log_density(r) - 2 * torch.log(r) - math.log(4 * math.pi)
+    torch.testing.assert_close(bound, constant - 3 * (1 - first) * loss)
 
 
 def test_it_is_the_loss_of_the_additive_process_written_out() -> None:
@@ -103,7 +186,7 @@ def test_it_is_the_loss_of_the_additive_process_written_out() -> None:
     rates, axes = torch.linalg.eigh(sde.CORRELATION)
     for draw in range(60):
         uniform = rng.uniforms(50, 1, stream, rng.Purpose.TRAINING_TIME, draw)[:, :1]
-        t = 1e-3 + (1 - 1e-3) * uniform
+        t = 1e-3 + (1 - 1e-3) * (draw + uniform) / 60
         B, beta = 0.1 * t + 19.9 * t * t / 2, 0.1 + 19.9 * t
         z = rng.normals(50, 3, stream, rng.Purpose.TRAINING_NOISE, draw, torch.float64)
         x_t = torch.exp(-B / 2) * state + torch.sqrt(-torch.expm1(-B)) * z

@@ -14,7 +14,7 @@ from fastmsgm import fit, rng
 from fastmsgm.gbm import GBM, GBMModel
 from fastmsgm.nets import MLP
 from fastmsgm.rotation import Rotation, RotationModel
-from fastmsgm.sde import VP, PathScoreMatching, VPModel
+from fastmsgm.sde import VP, PathScoreMatching, SlicedScoreMatching, VPModel
 from tests.rotation.exact import TiltedNet
 from tests.rotation.exact import exact_model as exact_rotation
 from tests.sde.exact import CORRELATION, exact_model, gaussian_data
@@ -188,10 +188,28 @@ def test_it_is_a_function_of_seed_step_and_position(name: str) -> None:
     torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-4, atol=1e-4)
     assert not torch.isclose(whole, loss(model, x0, rng.stream(10), 4)).any()
     assert not torch.isclose(whole, loss(model, x0, rng.stream(9), 3)).any()
-    assert loss(model, x0, rng.stream(10), 2**31 + 7).isfinite().all()  # of an evaluation
 
 
-@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+@pytest.mark.parametrize("loss", [PathScoreMatching(), SlicedScoreMatching()])
+def test_evaluation_has_noise_of_its_own(loss: Any) -> None:
+    """Its steps begin at 2^31, and 64 steps of a path times 2^31 are 0 modulo 2^32."""
+    model, x0 = rotation("ring", 3, forward_steps=64), vectors(12, 3, seed=4)
+    states = []
+    for step in (7, 2**31 + 7):
+        model.net = Spy()
+        loss(model, x0, rng.stream(10), step)
+        states.append(model.net.calls[0]["x"])
+    assert not torch.isclose(*states).all(1).any()
+
+
+def test_ordinary_steps_have_the_counters_of_their_parts() -> None:
+    assert [rng.substep(5, 64, k) for k in (0, 63)] == [320, 383]
+    assert rng.substep(2**31 + 5, 64, 1) == 2**31 + 321
+    assert rng.substep(2**31 - 1, 64, 63) == 2**31 - 1
+
+
+@pytest.mark.parametrize("name", ["ring", "vp"])
 def test_fit_learns_with_it(name: str) -> None:
     torch.manual_seed(0)
     model = MODELS[name]()
