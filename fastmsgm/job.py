@@ -31,13 +31,12 @@ from fastmsgm.fingerprint import fingerprint
 from fastmsgm.function import function_model
 from fastmsgm.habits import check_guidance, drawn_seed, refuse_unknown
 from fastmsgm.loop import Loop
-from fastmsgm.model import ScoreModel, is_model
+from fastmsgm.model import ScoreModel, check_model, is_model
 from fastmsgm.modes import outside_autocast
 from fastmsgm.output.chunks import Chunks
 from fastmsgm.solver import Plan, Solver
 from fastmsgm.solvers import resolve
 from fastmsgm.step import NonFiniteError, Step
-from fastmsgm.wrappers import unwrap
 
 _log = logging.getLogger("fastmsgm")
 
@@ -275,15 +274,6 @@ def plan_of(model: ScoreModel, solver: Solver, steps: int | None) -> Plan:
     """Return a solver's plan; steps None takes the solver's default."""
     steps = solver.default_steps if steps is None else check_int("steps", steps, 1)
     return solver.plan(model.preconditioning, steps)
-
-
-def check_model(model: Any) -> ScoreModel:
-    """Return a ScoreModel out of its wrappers; TypeError for anything else."""
-    if not is_model(model):
-        raise TypeError(
-            f"model must be a ScoreModel, a name, a path or a function, got {type(model).__name__}"
-        )
-    return unwrap(model)
 
 
 def _model(

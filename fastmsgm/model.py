@@ -348,6 +348,15 @@ def is_model(x: object) -> bool:
     return isinstance(unwrap(x), ScoreModel)
 
 
+def check_model(model: Any) -> ScoreModel:
+    """Return a ScoreModel out of its wrappers; TypeError for anything else."""
+    if not is_model(model):
+        raise TypeError(
+            f"model must be a ScoreModel, a name, a path or a function, got {type(model).__name__}"
+        )
+    return unwrap(model)
+
+
 def check_float32(model: ScoreModel) -> None:
     """Raise TypeError where the model as a whole was converted to another dtype."""
     if model.dropped.dtype != torch.float32:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from fastmsgm import ops
 from fastmsgm.gbm import GBM, LogNormalPrior
-from fastmsgm.job import check_job, check_model, check_shard, plan_of
-from fastmsgm.model import ScoreModel
+from fastmsgm.job import check_job, check_shard, plan_of
+from fastmsgm.model import ScoreModel, check_model
 from fastmsgm.output.found import batch_size_of
 from fastmsgm.output.targets import DTYPES, open_output, open_store
 from fastmsgm.processes import Processes, joined

@@ -25,8 +25,7 @@ from fastmsgm import rng
 from fastmsgm.checkpoint import load
 from fastmsgm.checks import check_int, check_tensor
 from fastmsgm.evaluation.likelihood import TOLERANCE, log_likelihood
-from fastmsgm.job import check_model
-from fastmsgm.model import ScoreModel
+from fastmsgm.model import ScoreModel, check_model
 
 
 @dataclass(frozen=True, repr=False)

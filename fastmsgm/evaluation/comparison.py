@@ -12,18 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmsgm.checks import check_int, check_tensor
-from fastmsgm.evaluation import extractors
-from fastmsgm.evaluation.extractors import Extractor, efficientnet, inception
+from fastmsgm.checks import check_int
+from fastmsgm.evaluation.arguments import check_arguments, check_set
+from fastmsgm.evaluation.bits import bits_per_dimension
+from fastmsgm.evaluation.density_job import DensityJob
+from fastmsgm.evaluation.extractors import Extractor
 from fastmsgm.evaluation.extractors.resolve import RAW
-from fastmsgm.evaluation.figures import OF_TWO_SETS, ON_FEATURES, Set
+from fastmsgm.evaluation.figures import OF_TWO_SETS, Set
+from fastmsgm.evaluation.likelihood import log_likelihood
 from fastmsgm.evaluation.neighbours import Neighbours, memorisation, nearest
-from fastmsgm.evaluation.pictures import draw
 from fastmsgm.evaluation.report import Figure, Report
+from fastmsgm.evaluation.report_plots import draw
 from fastmsgm.model import ScoreModel
 
-METRICS = (*OF_TWO_SETS, "nearest", "likelihood")
-FEWEST = 10  # samples in a set
+_STEPS = 16  # of rk4, for the bits per dimension of images
+_TOLERANCE = 1e-5  # of values around the levels k / 255
 
 
 def evaluate(
@@ -34,6 +37,7 @@ def evaluate(
     extractor: str | Extractor | Callable[[Tensor], Any] | None = None,
     train: Tensor | None = None,
     model: ScoreModel | None = None,
+    label: int | Tensor | None = None,
     out: str | os.PathLike[str] | None = None,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
@@ -55,7 +59,8 @@ def evaluate(
                     directions of the largest 1 %
         nearest     distance to the nearest sample of ``train``, compared with the reference's: the
                     values (pixels), and the features where there is an extractor
-        likelihood  log-density of the reference under ``model``
+        likelihood  of the reference under ``model``: bits per dimension of images of 8 bits, and
+                    the log-density of other data
 
     The default is frechet and swd for images, mmd, swd and tails for other data, and nearest for
     both where ``train`` is given. Images have 1 or 3 channels and values in [0, 1], or are uint8.
@@ -68,10 +73,12 @@ def evaluate(
         extractor: Whose features are compared, see ``extractors.resolve``. None is "inception" for
             images where fid is asked for, "efficientnet-lite0" for other images, and "raw", the
             values themselves, for other data.
-        train: (k, ...) the data that the model was trained on. The first n of them also take the
+        train: (k, ...) the data that the model was trained on. n of them at random also take the
             place of the samples: what a distance then is, is expected of a perfect model.
         model: For the likelihood.
-        out: Folder for report.json, report.md and pictures; made if absent.
+        label: Of a class-conditional model, for the likelihood: the class of all of the reference,
+            or its m classes.
+        out: Folder for report.json, report.md and plots; made if absent.
         batch_size: Samples per call of the extractor.
         device: Where the extractor runs.
         progress: Show progress bars.
@@ -94,11 +101,22 @@ def evaluate(
         >>> round(report["sliced Wasserstein"].value, 1)  # |shift| / sqrt(2), and noise
         1.1
     """
-    check_tensor("reference", reference)
-    chosen = _checked(default_metrics(reference, train) if metrics is None else metrics)
+    chosen, used = check_arguments(
+        reference,
+        metrics=metrics,
+        extractor=extractor,
+        train=train,
+        model=model,
+        label=label,
+        out=out,
+    )
+    if "likelihood" in chosen:
+        check_likelihood(model, reference, label)
     batch_size = check_int("batch_size", batch_size, 1)
-    _check_sets(chosen, samples, reference, train, model)
-    used = _extractor(extractor, chosen, reference)
+    if samples is not None:
+        check_set("samples", samples, reference)
+    elif chosen != ("likelihood",):
+        raise ValueError("samples must be given, unless metrics are the likelihood alone, got None")
     given = {"samples": samples, "reference": reference, "train": train}
     sets = {
         name: Set(name, x, used, batch_size, device, progress)
@@ -115,92 +133,14 @@ def evaluate(
         if name in chosen:
             figures += _of_two_sets(name, sets)
     figures += closest
-    if "likelihood" in chosen:
-        figures += _likelihood(model, reference, progress)
-    report = Report(tuple(figures), _settings(sets, used, sources or {}))
+    if model is not None and "likelihood" in chosen:
+        figures.append(_likelihood(model, reference, label, progress))
+    report = Report(tuple(figures), _settings(sets, used, sources or {}), found)
     if out is not None:
         report.write(out)
         if samples is not None:
-            draw(Path(out), samples, reference, train, found)
+            draw(Path(out), samples, reference, train, report.neighbours)
     return report
-
-
-def is_images(x: Tensor) -> bool:
-    """Whether data are images of 1 or 3 channels, uint8 or in [0, 1]."""
-    if x.ndim != 4 or x.shape[1] not in (1, 3):
-        return False
-    return x.dtype == torch.uint8 or bool((x.min() >= 0) & (x.max() <= 1))
-
-
-def default_metrics(reference: Tensor, train: Tensor | None) -> tuple[str, ...]:
-    """Return the metrics of ``evaluate(metrics=None)``, by the kind of data."""
-    found = ("frechet", "swd") if is_images(reference) else ("mmd", "swd", "tails")
-    return found if train is None else (*found, "nearest")
-
-
-def _checked(metrics: Iterable[str]) -> tuple[str, ...]:
-    """Return the names of the metrics, each once, in the order of ``METRICS``."""
-    if isinstance(metrics, str):
-        raise TypeError(f"metrics must be several names, got the text {metrics!r}: give a list")
-    names = list(metrics)
-    unknown = [name for name in names if name not in METRICS]
-    if unknown or not names:
-        got = ", ".join(map(repr, unknown)) or "none"
-        raise ValueError(f"metrics must be among {', '.join(METRICS)}, got {got}")
-    return tuple(name for name in METRICS if name in names)
-
-
-def _check_sets(
-    metrics: tuple[str, ...],
-    samples: Tensor | None,
-    reference: Tensor,
-    train: Tensor | None,
-    model: ScoreModel | None,
-) -> None:
-    if samples is None and metrics != ("likelihood",):
-        raise ValueError("samples must be given, unless metrics are the likelihood alone, got None")
-    if "nearest" in metrics and train is None:
-        raise ValueError("metrics: nearest needs train=..., the data that the model was trained on")
-    if "likelihood" in metrics and model is None:
-        raise ValueError("metrics: likelihood needs model=...")
-    for name, x in (("samples", samples), ("reference", reference), ("train", train)):
-        if x is None:
-            continue
-        check_tensor(name, x)
-        if x.dtype != torch.uint8 and not x.is_floating_point():
-            raise TypeError(f"{name} must be of floating point, or uint8 images, got {x.dtype}")
-        if x.ndim < 2 or len(x) < FEWEST or x.shape[1:] != reference.shape[1:]:
-            raise ValueError(
-                f"{name} must have shape (n, {', '.join(map(str, reference.shape[1:]))}), as the "
-                f"reference, with n >= {FEWEST}, got {tuple(x.shape)}"
-            )
-        if x.is_floating_point() and not bool(x.isfinite().all()):
-            raise ValueError(
-                f"{name} must be finite, got {int((~x.isfinite()).sum())} NaN or infinite values"
-            )
-
-
-def _extractor(
-    given: str | Extractor | Callable[[Tensor], Any] | None,
-    metrics: tuple[str, ...],
-    reference: Tensor,
-) -> Extractor | None:
-    """Return the extractor; None where no metric takes features."""
-    images = is_images(reference)
-    needed = set(metrics) & set(ON_FEATURES) or ("nearest" in metrics and (images or given))
-    if not needed:
-        return None
-    if given is None:
-        of_images = inception.NAME if "fid" in metrics else efficientnet.NAME
-        given = of_images if images else RAW
-    found = extractors.resolve(given)
-    if found.images and not images:
-        raise ValueError(
-            f"extractor {found.name} takes images of 1 or 3 channels in [0, 1], got "
-            f"{tuple(reference.shape)} from {float(reference.min()):.4g} to "
-            f"{float(reference.max()):.4g}: give extractor='raw' or a function of your own"
-        )
-    return found
 
 
 def _of_two_sets(name: str, sets: Mapping[str, Set]) -> list[Figure]:
@@ -208,12 +148,20 @@ def _of_two_sets(name: str, sets: Mapping[str, Set]) -> list[Figure]:
     compare, reference = OF_TWO_SETS[name], sets["reference"]
     figures = compare(sets["samples"], reference)
     if "expected" not in sets:
-        return figures
+        return figures if "train" not in sets else [_without_expected(f) for f in figures]
     of_train = compare(sets["expected"], reference)
     return [
         replace(figure, expected=other.value) if figure.expected is None else figure
         for figure, other in zip(figures, of_train, strict=True)
     ]
+
+
+def _without_expected(figure: Figure) -> Figure:
+    """Return a figure whose note says that the training set is too small to expect a value."""
+    if figure.expected is not None:
+        return figure
+    reason = "no expected value: train has fewer samples"
+    return replace(figure, note=f"{figure.note}; {reason}" if figure.note else reason)
 
 
 def _nearest(sets: Mapping[str, Set], found: dict[str, Neighbours], progress: bool) -> list[Figure]:
@@ -230,7 +178,6 @@ def _nearest(sets: Mapping[str, Set], found: dict[str, Neighbours], progress: bo
             for name in ("samples", "reference")
         )
         result = memorisation(found[kind].distances, test.distances)
-        n = len(test.distances)
         figures += [
             Figure(
                 "nearest",
@@ -244,20 +191,11 @@ def _nearest(sets: Mapping[str, Set], found: dict[str, Neighbours], progress: bo
                 "nearest",
                 f"share close to the training set, {kind}",
                 result.close,
-                expected=int(0.01 * n) / n,
+                expected=result.close_expected,
                 note="closer than 1 % of the reference",
             ),
         ]
     return figures
-
-
-def _likelihood(model: ScoreModel | None, reference: Tensor, progress: bool) -> list[Figure]:
-    from fastmsgm.evaluation.likelihood import log_likelihood
-
-    assert model is not None
-    found = log_likelihood(model, reference, progress=progress)
-    note = f"nats, mean over the {len(reference):,} of the reference"
-    return [Figure("likelihood", "log-likelihood", found.mean, found.standard_error, note=note)]
 
 
 def _settings(
@@ -292,3 +230,66 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def _has_8_bits(x: Tensor) -> bool:
+    """Whether samples (n, c, h, w) are images of 8 bits: uint8, or k / 255 for k = 0 .. 255."""
+    if x.ndim != 4 or x.dtype == torch.uint8:
+        return x.ndim == 4
+    if not bool((x.min() >= 0) & (x.max() <= 1)):
+        return False
+    return all(bool(((b * 255).round() / 255 - b).abs().max() < _TOLERANCE) for b in x.split(1000))
+
+
+def check_likelihood(
+    model: ScoreModel | None, reference: Tensor, label: int | Tensor | None
+) -> None:
+    """Check that the likelihood of the reference can be computed.
+
+    Args:
+        model: Whose likelihood.
+        reference: (n, ...) data.
+        label: One class for all, (n,) classes, or None.
+
+    Raises:
+        TypeError: An argument of the wrong type.
+        ValueError: No model, other shapes, a class-conditional model without classes, a model
+            without a probability flow, or images of 8 bits outside the model's bounds.
+    """
+    if model is None:
+        raise ValueError("metrics: likelihood needs model=...")
+    if tuple(reference.shape[1:]) != model.shape:
+        raise ValueError(
+            f"reference must have shape {('n', *model.shape)}, as the model, got "
+            f"{tuple(reference.shape)}".replace("'", "")
+        )
+    if _has_8_bits(reference) and model.bounds not in (None, (0.0, 1.0)):
+        raise ValueError(
+            "model must have the bounds (0, 1) or None for the likelihood of images of 8 bits, "
+            f"got {model.bounds}: train on images in [0, 1]"
+        )
+    DensityJob(model, reference, label, None, 0, None).model.probability_flow()
+
+
+def _likelihood(
+    model: ScoreModel, reference: Tensor, label: int | Tensor | None, progress: bool
+) -> Figure:
+    """Return the bits per dimension of images of 8 bits, and the log-density of other data.
+
+    Args:
+        model: Whose likelihood.
+        reference: (n, ...) data.
+        label: One class for all, (n,) classes, or None.
+        progress: Show progress bars.
+    """
+    classes = "" if label is None else ", given the class"
+    note = f"mean over the {len(reference):,} of the reference{classes}"
+    if not _has_8_bits(reference):
+        found = log_likelihood(model, reference, label=label, progress=progress)
+        title, note = "log-likelihood", f"nats, {note}"
+    else:
+        found = bits_per_dimension(
+            model, reference, label=label, solver="rk4", steps=_STEPS, progress=progress
+        )
+        title, note = "bits per dimension", f"bound, {note}; rk4, {_STEPS} steps"
+    return Figure("likelihood", title, found.mean, found.standard_error, note=note)

@@ -17,8 +17,7 @@ from fastmsgm.checks import check_int, check_tensor
 from fastmsgm.condition import Conditions
 from fastmsgm.data.items import as_float
 from fastmsgm.flow import ProbabilityFlow
-from fastmsgm.job import check_model
-from fastmsgm.model import ScoreModel, check_float32
+from fastmsgm.model import ScoreModel, check_float32, check_model
 from fastmsgm.modes import evaluation, outside_autocast
 from fastmsgm.wrappers import unwrap
 

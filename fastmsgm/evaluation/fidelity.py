@@ -29,16 +29,18 @@ def fid(samples: Tensor, reference: Tensor) -> float:
 
     Raises:
         ImportError: torch-fidelity is missing.
+        ValueError: Features that are not finite.
 
     Source:
         Heusel et al., 2017, "GANs trained by a two time-scale update rule".
     """
+    _check_finite(samples, reference)
     module = _torch_fidelity().metric_fid
     statistics = [module.fid_features_to_statistics(x) for x in (samples, reference)]
     return module.fid_statistics_to_metric(*statistics, verbose=False)[module.KEY_METRIC_FID]
 
 
-def kid(samples: Tensor, reference: Tensor) -> tuple[float, float]:
+def kid(samples: Tensor, reference: Tensor) -> tuple[float, float | None]:
     """Return the squared MMD of features with a cubic kernel, mean and deviation over subsets.
 
     It is KID where the features are Inception's. 100 random subsets of 1,000 samples are compared,
@@ -49,24 +51,29 @@ def kid(samples: Tensor, reference: Tensor) -> tuple[float, float]:
         reference: (m, k) float32, m >= 2, on the CPU.
 
     Returns:
-        The mean, which can be slightly below zero, and the standard deviation of one subset's.
+        The mean, which can be slightly below zero, and the standard deviation of one subset's: None
+        where a subset is all of a set, and subsets differ too little, or not at all.
 
     Raises:
         ImportError: torch-fidelity is missing.
+        ValueError: Features that are not finite.
 
     Source:
         Binkowski et al., 2018, "Demystifying MMD GANs".
     """
+    _check_finite(samples, reference)
     module = _torch_fidelity().metric_kid
+    size = kid_subset_size(samples, reference)
     found = module.kid_features_to_metric(
         samples,
         reference,
         kid_subsets=KID_SUBSETS,
-        kid_subset_size=kid_subset_size(samples, reference),
+        kid_subset_size=size,
         rng_seed=_SEED,
         verbose=False,
     )
-    return found[module.KEY_METRIC_KID_MEAN], found[module.KEY_METRIC_KID_STD]
+    whole = size in (len(samples), len(reference))
+    return found[module.KEY_METRIC_KID_MEAN], None if whole else found[module.KEY_METRIC_KID_STD]
 
 
 def kid_subset_size(samples: Tensor, reference: Tensor) -> int:
@@ -88,11 +95,13 @@ def precision_recall(samples: Tensor, reference: Tensor) -> tuple[float, float]:
 
     Raises:
         ImportError: torch-fidelity is missing.
+        ValueError: Features that are not finite.
 
     Source:
         Kynkaanniemi et al., 2019, "Improved precision and recall metric for assessing generative
         models".
     """
+    _check_finite(samples, reference)
     module = _torch_fidelity().metric_prc
     found = module.prc_features_to_metric(
         samples,
@@ -103,6 +112,17 @@ def precision_recall(samples: Tensor, reference: Tensor) -> tuple[float, float]:
         verbose=False,
     )
     return found[module.KEY_METRIC_PRECISION], found[module.KEY_METRIC_RECALL]
+
+
+def check_package() -> None:
+    """Raise ImportError where torch-fidelity is missing."""
+    _torch_fidelity()
+
+
+def _check_finite(samples: Tensor, reference: Tensor) -> None:
+    for name, x in (("samples", samples), ("reference", reference)):
+        if not bool(x.isfinite().all()):
+            raise ValueError(f"{name} must have finite features, got NaN or infinity")
 
 
 def _torch_fidelity() -> Any:

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fastmsgm import rng
 from fastmsgm.data.items import as_float
 from fastmsgm.evaluation import extractors, fidelity
 from fastmsgm.evaluation.extractors import Extractor, inception
@@ -65,20 +66,26 @@ class Set:
         return x.flatten(1)
 
     def part(self, n: int) -> Set:
-        """Return the first n samples, with their features where this set has its own already."""
-        found = replace(self, x=self.x[:n])
+        """Return n samples at random, with their features where this set has its own already.
+
+        Files can be sorted, by class for instance, so the first n are no fair choice.
+        """
+        words = rng.words(1, -(-len(self.x) // 4), rng.stream(0), rng.Purpose.DATA_ORDER, 0)
+        chosen = words.flatten()[: len(self.x)].argsort(stable=True)[:n]
+        found = replace(self, x=self.x[chosen.to(self.x.device)])
         if "features" in self.__dict__:
-            found.features = self.features[:n]
+            found.features = self.features[chosen]
         return found
 
 
 def _fid(samples: Set, reference: Set) -> list[Figure]:
     value = fidelity.fid(samples.features, reference.features)
     name, sizes = _extractor_name(reference), (len(samples.x), len(reference.x))
-    if name == inception.NAME and min(sizes) >= FEWEST_OF_FID:
+    own = inception.is_own(reference.extractor)
+    if own and min(sizes) >= FEWEST_OF_FID:
         return [Figure("fid", "FID", value, note="torch-fidelity")]
-    reason = "features are not Inception's"
-    if name == inception.NAME:
+    reason = "features are not those of Inception with torch-fidelity's weights"
+    if own:
         reason = f"it needs {FEWEST_OF_FID:,} samples in both sets"
     title = f"Frechet distance, {name}, {sizes[0]:,} samples"
     return [Figure("fid", title, value, note=f"torch-fidelity; not called FID: {reason}")]
@@ -87,9 +94,12 @@ def _fid(samples: Set, reference: Set) -> list[Figure]:
 def _kid(samples: Set, reference: Set) -> list[Figure]:
     value, deviation = fidelity.kid(samples.features, reference.features)
     size = fidelity.kid_subset_size(samples.features, reference.features)
-    name = _extractor_name(reference)
-    title = "KID" if name == inception.NAME else f"kernel distance, {name}"
-    note = f"torch-fidelity, {fidelity.KID_SUBSETS} subsets of {size:,}; error is of one subset"
+    own = inception.is_own(reference.extractor)
+    title = "KID" if own else f"kernel distance, {_extractor_name(reference)}"
+    error = "error is of one subset"
+    if deviation is None:
+        error = "no error: a subset is all of a set"
+    note = f"torch-fidelity, {fidelity.KID_SUBSETS} subsets of {size:,}; {error}"
     return [Figure("kid", title, value, error=deviation, note=note)]
 
 
@@ -105,7 +115,8 @@ def _prc(samples: Set, reference: Set) -> list[Figure]:
 def _frechet(samples: Set, reference: Set) -> list[Figure]:
     value = frechet_distance(samples.features, reference.features)
     title = f"Frechet distance, {_extractor_name(reference)}"
-    note = "float64" if _extractor_name(reference) != inception.NAME else "float64; see fid for FID"
+    own = inception.is_own(reference.extractor)
+    note = "float64; see fid for FID" if own else "float64"
     return [Figure("frechet", title, value, note=note)]
 
 
@@ -189,7 +200,7 @@ def _extractor_name(s: Set) -> str:
     return s.extractor.name if s.extractor else ""
 
 
-# Metrics of two sets, by name. ``nearest`` and ``likelihood`` need more, and stand in ``evaluate``.
+# Metrics of two sets, by name; ``nearest`` and ``likelihood`` need more.
 OF_TWO_SETS: dict[str, Callable[[Set, Set], list[Figure]]] = {
     "fid": _fid,
     "kid": _kid,

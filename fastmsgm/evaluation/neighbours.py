@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from fastmsgm.data.items import as_float
 
-_BLOCK = 2**24  # numbers of the training set, and of the matrix of products, at a time
+_BLOCK = 2**23  # numbers of the training set, and of the matrix of products, at a time
 CLOSE = 0.01  # quantile of the test set's distances, below which a sample is close
 
 
@@ -34,21 +34,25 @@ class Memorisation(NamedTuple):
         test_median: The same of the test set.
         ratio: ``median / test_median``: about 1 for a model that has learnt the distribution, far
             below 1 for one that repeats the training set.
-        close: Share of the samples that are closer than 1 % of the test set is. It is 0.01 where
-            samples and test set have one distribution, and sees a model that repeats some.
+        close: Share of the samples that are closer than about 1 % of the test set is. It sees a
+            model that repeats some.
+        close_expected: Its mean where samples and test set have one distribution: a new distance is
+            below the k-th smallest of n with probability k / (n + 1), here k = int(0.01 n) + 1.
     """
 
     median: float
     test_median: float
     ratio: float
     close: float
+    close_expected: float
 
 
 @torch.no_grad()
 def nearest(x: Tensor, train: Tensor, progress: bool = True, name: str = "samples") -> Neighbours:
     """Return the nearest sample of a training set for each of x.
 
-    Memory stays bounded: both sets are taken in blocks.
+    Memory stays bounded: both sets are taken in blocks. Distances are those of float64, around the
+    mean of the training set, so that data far from the origin lose no digits.
 
     Args:
         x: (n, ...) floating point, or uint8 images, which are divided by 255; n >= 1.
@@ -58,7 +62,7 @@ def nearest(x: Tensor, train: Tensor, progress: bool = True, name: str = "sample
 
     Returns:
         Distances and indices, on the CPU. Of equally near ones the first is taken, to within
-        float32.
+        rounding.
 
     Raises:
         ValueError: Other features, or no samples.
@@ -69,17 +73,18 @@ def nearest(x: Tensor, train: Tensor, progress: bool = True, name: str = "sample
             f"{tuple(train.shape)}"
         )
     d, n = max(1, x[0].numel()), len(x)
-    least = torch.full((n,), torch.inf, dtype=torch.float32, device="cpu")
+    least = torch.full((n,), torch.inf, dtype=torch.float64, device="cpu")
     indices = torch.zeros(n, dtype=torch.int64, device="cpu")
     size = max(1, _BLOCK // d)
+    centre = torch.stack([_rows(part).sum(0) for part in train.split(size)]).sum(0) / len(train)
     with tqdm(total=len(train), disable=not progress, desc=f"neighbours of {name}") as bar:
         for first in range(0, len(train), size):
-            block = as_float(train[first : first + size]).flatten(1)
+            block = _rows(train[first : first + size]) - centre
             halves = block.square().sum(1) / 2
             for start in range(0, n, step := max(1, _BLOCK // len(block))):
                 rows = slice(start, start + step)
                 # |x - y|^2 / 2 but for |x|^2 / 2, which all have in common
-                found, at = (halves - as_float(x[rows]).flatten(1) @ block.mT).min(1)
+                found, at = (halves - (_rows(x[rows]) - centre) @ block.mT).min(1)
                 closer = found < least[rows]
                 least[rows] = torch.where(closer, found, least[rows])
                 indices[rows] = torch.where(closer, at + first, indices[rows])
@@ -88,9 +93,13 @@ def nearest(x: Tensor, train: Tensor, progress: bool = True, name: str = "sample
     distances = torch.empty(n, dtype=torch.float32, device="cpu")
     for start in range(0, n, size):
         rows = slice(start, start + size)
-        difference = as_float(x[rows]) - as_float(train[indices[rows]])
-        distances[rows] = difference.flatten(1).norm(dim=1)
+        distances[rows] = (_rows(x[rows]) - _rows(train[indices[rows]])).norm(dim=1).float()
     return Neighbours(distances, indices)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Return samples as (n, d) float64; uint8 images in [0, 1] as float32 has them."""
+    return (as_float(x) if x.dtype == torch.uint8 else x).flatten(1).cpu().double()
 
 
 def memorisation(distances: Tensor, test_distances: Tensor) -> Memorisation:
@@ -110,6 +119,7 @@ def memorisation(distances: Tensor, test_distances: Tensor) -> Memorisation:
             "reference must not be part of train, got a median distance of 0 between them: give "
             "data that the model was not trained on"
         )
-    limit = ordered[int(CLOSE * len(ordered))]
-    close = float((distances < limit).double().mean())
-    return Memorisation(median, test_median, median / test_median, close)
+    below, n = int(CLOSE * len(ordered)), len(ordered)
+    close = float((distances.double() < ordered[below]).double().mean())
+    expected = (below + 1) / (n + 1)
+    return Memorisation(median, test_median, median / test_median, close, expected)

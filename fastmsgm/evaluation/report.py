@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastmsgm.evaluation.neighbours import Neighbours
 from fastmsgm.files import write_atomically
 
 _COLUMNS = ("figure", "value", "error", "expected", "note")
@@ -45,10 +47,12 @@ class Report:
     Args:
         figures: In the order of the table.
         settings: Sizes, types and sources of the sets, the extractor and the versions, by name.
+        neighbours: Of the samples in the training set, by the kind of distance; not written.
     """
 
     figures: tuple[Figure, ...]
     settings: dict[str, dict[str, Any]]
+    neighbours: Mapping[str, Neighbours] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, name: str) -> Figure:
         """Return the figure of a name; KeyError, which lists the names, where there is none."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Iterable
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,23 @@ from torch import Tensor
 
 import fastmsgm
 from fastmsgm import data
+from fastmsgm.checks import check_int
 from fastmsgm.data.files import BY_NAME
 from fastmsgm.evaluation import extractors
-from fastmsgm.evaluation.comparison import METRICS, default_metrics, evaluate
+from fastmsgm.evaluation.arguments import (
+    FEWEST,
+    METRICS,
+    check_arguments,
+    default_metrics,
+    is_images,
+)
+from fastmsgm.evaluation.comparison import check_likelihood, evaluate
+from fastmsgm.evaluation.report_plots import draw
 from fastmsgm.tools.arguments import about, add_option, add_run_options
 
 _DATA = f"{', '.join(data.NAMES)}, a file of samples, or a folder of images"
+N = 10_000  # samples of a model
+_OF_SAMPLING = ("n", "steps", "solver", "guidance")  # options without a meaning for --samples
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -33,10 +44,10 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "a shipped model or a checkpoint folder: sampled where there is no --samples, and what the "
         "likelihood is of",
     )
-    add("--n", "how many samples of the model", 10_000)
+    add("--n", f"how many samples of the model; default: {N:,}", type=int)
     add("--steps", "updates on the time grid; default: the solver's own", type=int)
     add("--solver", "as of fastmsgm sample; default: the model's own")
-    add("--guidance", "weight of classifier-free guidance", 1.0)
+    add("--guidance", "weight of classifier-free guidance; default: 1, none", type=float)
     add = functools.partial(add_option, command.add_argument_group("data"))
     add(
         "--reference",
@@ -64,7 +75,14 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--likelihood",
         action="store_true",
-        help="also the log-likelihood of the reference under --model",
+        help="also the likelihood of the reference under --model: bits per dimension of images of "
+        "8 bits, log-density of other data",
+    )
+    add(
+        "--label",
+        "class of all of the reference, for the likelihood of a class-conditional model; default: "
+        "the classes of a named set",
+        type=int,
     )
     add(
         "--extractor",
@@ -73,69 +91,129 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "default: inception for fid of images, efficientnet-lite0 for other images, else raw",
     )
     add("--batch-size", "samples per call of the extractor", 64)
-    add("--out", "folder for report.json, report.md and pictures; default: the table alone")
+    add("--out", "folder for report.json, report.md and plots; default: the table alone")
     add_run_options(command)
 
 
 def _run(args: argparse.Namespace) -> None:
-    if args.samples is None and args.model is None:
-        raise ValueError("--samples or --model must be given, got neither")
+    _check_options(args)
     reference, of_reference = _read("reference", args.reference, "test", args.size)
     train, of_train = None, {}
     if args.train is not None:
         train, of_train = _read("train", args.train, "train", args.size)
     metrics = _metrics(args, reference, train)
     model = None if args.model is None else fastmsgm.load(args.model, args.device)
-    samples, of_samples = _samples(args, model, metrics)
-    report = evaluate(
-        samples,
+    label = args.label
+    if label is None and model is not None and model.classes and "likelihood" in metrics:
+        label = _classes(args.reference)
+    metrics, extractor = check_arguments(
         reference,
         metrics=metrics,
         extractor=args.extractor,
         train=train,
         model=model,
+        label=label,
         out=args.out,
-        batch_size=args.batch_size,
+    )
+    if "likelihood" in metrics:
+        check_likelihood(model, reference, label)
+    batch_size = check_int("batch_size", args.batch_size, 1)
+    samples, of_samples = None, {}
+    if args.samples is not None:
+        samples, of_samples = _read("samples", args.samples, "train", args.size)
+    elif model is not None and metrics != ("likelihood",):
+        samples, of_samples = _sampled(args, model, reference)
+    report = evaluate(
+        samples,
+        reference,
+        metrics=metrics,
+        extractor=extractor,
+        train=train,
+        model=model,
+        label=label,
+        batch_size=batch_size,
         device=args.device,
         progress=not args.no_progress,
         sources={"samples": of_samples, "reference": of_reference, "train": of_train},
     )
-    print(report)
+    print(report, flush=True)
     if args.out is not None:
+        report.write(args.out)
+        if samples is not None:
+            draw(Path(args.out), samples, reference, train, report.neighbours)
         print(f"\n{args.out}")
 
 
-def _metrics(args: argparse.Namespace, reference: Tensor, train: Tensor | None) -> Iterable[str]:
+def _check_options(args: argparse.Namespace) -> None:
+    """Raise ValueError for a missing option, and for one that would be ignored."""
+    if args.samples is None and args.model is None:
+        raise ValueError("--samples or --model must be given, got neither")
+    ignored = [f"--{name}" for name in _OF_SAMPLING if getattr(args, name) is not None]
+    if args.samples is not None and ignored:
+        raise ValueError(
+            f"--samples are not drawn from a model, got {', '.join(ignored)} too: leave out either"
+        )
+    sources = [x for x in (args.samples, args.reference, args.train) if x is not None]
+    if args.size is not None and not any(map(_is_folder, sources)):
+        raise ValueError(
+            f"--size is for folders of images, got none among {', '.join(sources)}: leave it out"
+        )
+
+
+def _is_folder(source: str) -> bool:
+    return source not in data.NAMES and Path(source).is_dir()
+
+
+def _metrics(args: argparse.Namespace, reference: Tensor, train: Tensor | None) -> tuple[str, ...]:
     if args.metrics is None:
-        names: tuple[str, ...] = default_metrics(reference, train)
+        names = default_metrics(reference, train)
     else:
         names = tuple(name.strip() for name in args.metrics.split(","))
     return (*names, "likelihood") if args.likelihood else names
 
 
-def _samples(
-    args: argparse.Namespace, model: fastmsgm.ScoreModel | None, metrics: Iterable[str]
-) -> tuple[Tensor | None, dict[str, Any]]:
-    """Return the samples of a file, a folder or the model, and what is known of them."""
-    if args.samples is not None:
-        return _read("samples", args.samples, "train", args.size)
-    if model is None or set(metrics) == {"likelihood"}:
-        return None, {}
+def _classes(source: str) -> Tensor:
+    """Return the classes of the test split of a named set."""
+    if source not in data.NAMES:
+        raise ValueError(
+            "--label must be given for the likelihood of a class-conditional model, unless the "
+            f"reference is one of {', '.join(data.NAMES)}, got --reference {source}"
+        )
+    return BY_NAME[source]("test", labels=True)[1]
+
+
+def _sampled(
+    args: argparse.Namespace, model: fastmsgm.ScoreModel, reference: Tensor
+) -> tuple[Tensor, dict[str, Any]]:
+    """Return samples of the model, and how they were drawn."""
+    n = check_int("n", N if args.n is None else args.n, FEWEST)
+    guidance = 1.0 if args.guidance is None else args.guidance
+    if tuple(reference.shape[1:]) != model.shape:
+        raise ValueError(
+            f"--reference must have the shape of the model's samples, {model.shape}, got "
+            f"{tuple(reference.shape[1:])}: give data like those that {args.model} was trained on"
+        )
+    low, high = model.bounds or (-math.inf, math.inf)
+    if is_images(reference) and not 0 <= low < high <= 1:
+        raise ValueError(
+            f"--model must have bounds in [0, 1], as the reference, got {model.bounds}: write its "
+            "samples with fastmsgm sample, rescale or clamp them, and give --samples"
+        )
     samples = fastmsgm.sample(
         model,
-        args.n,
+        n,
         steps=args.steps,
         solver=args.solver,
         seed=args.seed,
-        guidance=args.guidance,
+        guidance=guidance,
         progress=not args.no_progress,
     )
-    solver = model.solver_of(args.steps, args.guidance != 1) if args.solver is None else args.solver
+    solver = model.solver_of(args.steps, guidance != 1) if args.solver is None else args.solver
     return samples.cpu(), {
         "model": args.model,
         "solver": str(solver),
         "steps": "default" if args.steps is None else args.steps,
-        "guidance": args.guidance,
+        "guidance": guidance,
         "seed": args.seed,
     }
 
@@ -145,6 +223,6 @@ def _read(option: str, source: str, split: str, size: int | None) -> tuple[Tenso
     with about(f"--{option}"):
         if source in data.NAMES:
             return BY_NAME[source](split), {"source": source, "split": split}
-        resized = size if Path(source).is_dir() else None
+        resized = size if _is_folder(source) else None
         known = {"source": source} if resized is None else {"source": source, "resized to": size}
         return data.load(source, resized), known

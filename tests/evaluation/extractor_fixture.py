@@ -26,4 +26,8 @@ def infinite(images: Tensor) -> Tensor:
     return images.flatten(1) / 0
 
 
+def broken(images: Tensor) -> Tensor:
+    raise KeyError("weights")
+
+
 CONSTANT = 3

@@ -61,12 +61,26 @@ def test_the_training_set_shows_what_to_expect() -> None:
     report = evaluate(samples, reference, metrics=["swd", "nearest"], train=train, progress=False)
     figure = report["sliced Wasserstein"]
     assert figure.value == pytest.approx(sliced_wasserstein(samples, reference))
-    assert figure.expected == pytest.approx(sliced_wasserstein(train[:50], reference))
+    whole = evaluate(samples, reference, metrics=["swd"], train=train[:50], progress=False)
+    expected = sliced_wasserstein(train[:50], reference)
+    assert whole["sliced Wasserstein"].expected == pytest.approx(expected)
     ratio = report["memorisation ratio, values"]
     median = [float(torch.cdist(x, train).min(1).values.median()) for x in (samples, reference)]
     assert ratio.value == pytest.approx(median[0] / median[1], rel=1e-5)
     short = evaluate(samples, reference, metrics=["swd"], train=train[:49], progress=False)
     assert short.figures[0].expected is None
+    assert "train has fewer samples" in short.figures[0].note
+
+
+def test_a_sorted_training_set_is_expected_to_be_like_the_reference() -> None:
+    """Two classes, one after the other: the first 200 would be of one class alone."""
+    reference, train = vectors(400, 1), vectors(400, 2)
+    for x in (reference, train):
+        x[200:] += 20
+    report = evaluate(reference[100:300], reference, metrics=["swd"], train=train, progress=False)
+    assert report.figures[0].expected is not None
+    one_class = sliced_wasserstein(train[:200], reference)
+    assert report.figures[0].expected < one_class / 4
 
 
 def test_features_are_computed_once() -> None:
@@ -203,6 +217,20 @@ def test_infinite_figures_are_null_in_json() -> None:
 # ---- errors ----
 
 
+@pytest.mark.parametrize("name", ["samples", "train"])
+def test_all_sets_have_the_range_of_the_reference(name: str) -> None:
+    sets: dict[str, Any] = {"samples": images(20, 0), "train": images(20, 2)}
+    sets[name] = sets[name] * 2 - 1
+    with pytest.raises(ValueError, match=rf"{name} must be in \[0, 1\], as the reference, got -"):
+        evaluate(reference=images(20, 1), metrics=["swd"], progress=False, **sets)
+
+
+def test_bytes_are_not_compared_with_other_data_than_images() -> None:
+    of_bytes = (images(20, 0) * 255).round().to(torch.uint8)
+    with pytest.raises(TypeError, match=r"samples must be of the reference's kind, torch.float32"):
+        evaluate(of_bytes, images(20, 1) * 2 - 1, metrics=["swd"], progress=False)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -218,6 +246,8 @@ def test_infinite_figures_are_null_in_json() -> None:
         ({"samples": [[1.0]]}, TypeError, "samples must be a tensor, got list"),
         ({"reference": torch.full((20, 3), math.nan)}, ValueError, "reference must be finite"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
+        ({"metrics": ["swd"], "extractor": "raw"}, ValueError, "extractor must be left out"),
+        ({"label": 3}, ValueError, "label must be left out where metrics have no likelihood"),
         (
             {"metrics": ["frechet"], "extractor": Extractor("of images", small, "", "")},
             ValueError,

@@ -118,8 +118,18 @@ def test_another_extractor_is_refused(
         ("integers", TypeError, "must return a tensor of floating point, got torch.int64"),
         ("images_as_they_are", ValueError, r"features of shape \(4, k\).* got \(4, 1, 2, 2\)"),
         ("infinite", ValueError, "must return finite features"),
+        ("broken", RuntimeError, f"extractor '{MODULE}:broken' raised KeyError: 'weights'"),
     ],
 )
 def test_other_features_are_refused(name: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         features(resolve(f"{MODULE}:{name}"), torch.ones(4, 1, 2, 2), progress=False)
+
+
+def test_a_module_that_cannot_be_imported_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_extractor.py").write_text("{}['weights']")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match="'broken_extractor:f' raised KeyError: 'weights'"):
+        resolve("broken_extractor:f")

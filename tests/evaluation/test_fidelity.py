@@ -76,9 +76,12 @@ def by_hand(monkeypatch: pytest.MonkeyPatch) -> Any:
     return calculate
 
 
-def test_the_figures_are_those_of_torch_fidelity(by_hand: Any) -> None:
+def test_the_figures_are_those_of_torch_fidelity(
+    by_hand: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     a, b = images(400, 0, most=250), images(300, 1)
-    expected = by_hand(a, b, fid=True, kid=True, prc=True, kid_subset_size=300)
+    expected = by_hand(a, b, fid=True, kid=True, prc=True, kid_subset_size=100)
+    monkeypatch.setattr(fidelity, "KID_SUBSET_SIZE", 100)
     report = evaluate(a, b, metrics=["fid", "kid", "prc"], extractor=SMALL, progress=False)
     found = {figure.name: figure for figure in report.figures}
     fid = found[f"Frechet distance, {SMALL}, 400 samples"]
@@ -86,7 +89,7 @@ def test_the_figures_are_those_of_torch_fidelity(by_hand: Any) -> None:
     assert fid.value == pytest.approx(expected["frechet_inception_distance"], rel=1e-6)
     assert kid.value == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-6)
     assert kid.error == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-6)
-    assert "100 subsets of 300" in kid.note
+    assert "100 subsets of 100; error is of one subset" in kid.note
     assert found[f"precision, {SMALL}"].value == pytest.approx(expected["precision"], abs=1e-6)
     assert found[f"recall, {SMALL}"].value == pytest.approx(expected["recall"], abs=1e-6)
 
@@ -95,6 +98,23 @@ def test_subsets_have_a_thousand_samples_at_most() -> None:
     few, many = torch.zeros(80, 2), torch.zeros(1500, 2)
     sizes = [fidelity.kid_subset_size(a, b) for a, b in ((many, many), (few, many), (many, few))]
     assert sizes == [1000, 80, 80]  # 1,000 is torch-fidelity's default
+
+
+def test_subsets_that_are_a_whole_set_have_no_error(by_hand: Any) -> None:
+    a, b = images(40, 0), images(40, 1)
+    expected = by_hand(a, b, kid=True, kid_subset_size=40)
+    (figure,) = evaluate(a, b, metrics=["kid"], extractor=SMALL, progress=False).figures
+    assert figure.value == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-6)
+    assert figure.error is None
+    assert "no error" in figure.note
+
+
+@pytest.mark.parametrize("f", [fidelity.fid, fidelity.kid, fidelity.precision_recall])
+def test_features_that_are_not_finite_are_refused(f: Any) -> None:
+    x, y = torch.rand(20, 3), torch.rand(20, 3)
+    y[4, 1] = torch.nan
+    with pytest.raises(ValueError, match="reference must have finite features"):
+        f(x, y)
 
 
 def test_frechet_in_float64_agrees_with_torch_fidelity() -> None:
@@ -106,24 +126,37 @@ def test_frechet_in_float64_agrees_with_torch_fidelity() -> None:
 
 
 @pytest.mark.parametrize(
-    ("extractor", "n", "m", "name"),
+    ("extractor", "sha256", "n", "m", "name"),
     [
-        ("inception", 10_000, 10_000, "FID"),
-        ("inception", 9_999, 10_000, "Frechet distance, inception, 9,999 samples"),
-        ("inception", 10_000, 9_999, "Frechet distance, inception, 10,000 samples"),
-        ("other", 10_000, 10_000, "Frechet distance, other, 10,000 samples"),
+        ("inception", "6726825d0af5f729", 10_000, 10_000, "FID"),
+        ("inception", "6726825d", 9_999, 10_000, "Frechet distance, inception, 9,999 samples"),
+        ("inception", "6726825d", 10_000, 9_999, "Frechet distance, inception, 10,000 samples"),
+        ("inception", "0000", 10_000, 10_000, "Frechet distance, inception, 10,000 samples"),
+        ("other", "6726825d", 10_000, 10_000, "Frechet distance, other, 10,000 samples"),
     ],
 )
-def test_what_is_called_fid(extractor: str, n: int, m: int, name: str) -> None:
-    """Only features of Inception, and only 10,000 samples in both sets."""
+def test_what_is_called_fid(extractor: str, sha256: str, n: int, m: int, name: str) -> None:
+    """Only features of Inception with its own weights, and only 10,000 samples in both sets."""
     from fastmsgm.evaluation.extractors import Extractor
 
     x = torch.rand(n + m, 1, 1, 2, generator=torch.Generator().manual_seed(0))
-    used = Extractor(extractor, lambda batch: batch.flatten(1), "", "")
+    used = Extractor(extractor, lambda batch: batch.flatten(1), sha256, "")
     report = evaluate(
         x[:n], x[n:], metrics=["fid"], extractor=used, batch_size=10_000, progress=False
     )
     assert [figure.name for figure in report.figures] == [name]
+
+
+@pytest.mark.parametrize(
+    ("sha256", "name"), [("6726825d", "KID"), ("00", "kernel distance, inception")]
+)
+def test_what_is_called_kid(sha256: str, name: str) -> None:
+    from fastmsgm.evaluation.extractors import Extractor
+
+    used = Extractor("inception", lambda batch: batch.flatten(1), sha256, "")
+    x = images(20, 0)
+    report = evaluate(x, images(20, 1), metrics=["kid"], extractor=used, progress=False)
+    assert report.figures[0].name == name
 
 
 @pytest.fixture(scope="module")
@@ -150,8 +183,13 @@ def test_inception_has_the_features_of_torch_fidelity(inception_weights: str) ->
     found = features(resolve(inception_weights), pixels, progress=False)
     assert float(expected.std()) > 0
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert resolve(inception_weights).name == "inception, other weights"
     of_floats = features(resolve(inception_weights), pixels.float() / 255, progress=False)
     torch.testing.assert_close(of_floats, expected, rtol=0, atol=0)
+    beyond = torch.where(pixels == 255, 1.01, pixels.float() / 255)  # 8 bits would wrap to 2
+    beyond = torch.where(pixels == 0, -0.01, beyond)
+    clamped = features(resolve(inception_weights), beyond, progress=False)
+    torch.testing.assert_close(clamped, expected, rtol=0, atol=0)
 
 
 def test_a_download_that_fails_says_what_to_do(

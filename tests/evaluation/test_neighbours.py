@@ -30,6 +30,29 @@ def test_bytes_are_compared_as_shares_of_255() -> None:
     torch.testing.assert_close(found.distances, torch.tensor([0.1, 0.3]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_copies_far_from_the_origin_have_distance_zero(dtype: torch.dtype) -> None:
+    """|x|^2 is 1e6 times the squared distances here, at the limit of float32."""
+    generator = torch.Generator().manual_seed(0)
+    train = torch.randn(500, 4, generator=generator, dtype=dtype) + 1e3
+    x = torch.randn(50, 4, generator=generator, dtype=dtype) + 1e3
+    x[:20] = train[100:120]
+    found = nearest(x, train, progress=False)
+    assert found.indices[:20].tolist() == list(range(100, 120))
+    assert float(found.distances[:20].max()) == 0.0
+    pairs = (x.double()[:, None] - train.double()[None]).norm(dim=2)
+    assert found.indices.tolist() == pairs.argmin(1).tolist()
+
+
+def test_the_expected_share_of_close_samples() -> None:
+    """The truth: the mean over many test sets of the probability, for uniform distances."""
+    generator = torch.Generator().manual_seed(0)
+    sets = torch.rand(20_000, 20, generator=generator, dtype=torch.float64)
+    limits = sets.min(1).values  # below which a new uniform number is with this probability
+    found = memorisation(torch.ones(3), sets[0])
+    assert found.close_expected == pytest.approx(float(limits.mean()), rel=0.03)
+
+
 def test_other_features_are_refused() -> None:
     with pytest.raises(ValueError, match=r"train must have samples of shape \(3,\), as samples"):
         nearest(torch.zeros(2, 3), torch.zeros(2, 4), progress=False)

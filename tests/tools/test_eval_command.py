@@ -16,6 +16,7 @@ import fastmsgm
 from fastmsgm import nets
 from fastmsgm.data import files
 from fastmsgm.evaluation import evaluate
+from fastmsgm.evaluation.bits import bits_per_dimension
 from tests.sde.exact import gaussian_data
 from tests.tools.test_cli import options_of, run
 
@@ -159,6 +160,11 @@ def test_a_named_set_gives_its_test_split(tmp_path: Path, monkeypatch: pytest.Mo
         ({"likelihood": True}, "--metrics: likelihood needs --model ..."),
         ({"extractor": "clip", "metrics": "kid"}, "--extractor must be one of raw"),
         ({"batch_size": 0}, "--batch-size must be at least 1"),
+        ({"size": 8}, "--size is for folders of images"),
+        ({"n": 20, "steps": 3}, "--samples are not drawn from a model, got --n, --steps too"),
+        ({"guidance": 2.0}, "--samples are not drawn from a model, got --guidance too"),
+        ({"metrics": "swd", "extractor": "raw"}, "--extractor must be left out where no metric"),
+        ({"label": 1}, "--label must be left out where metrics have no likelihood"),
     ],
 )
 def test_errors_name_the_option(
@@ -170,3 +176,64 @@ def test_errors_name_the_option(
     options = {name: value for name, value in {**vectors, **change}.items() if value is not None}
     assert run("eval", **options) == 1
     assert f"fastmsgm eval: {message}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metrics": "fld"}, "--metrics must be among"),
+        ({"metrics": "frechet", "extractor": "clip"}, "--extractor must be one of"),
+        ({"n": 9}, "--n must be at least 10"),
+        ({"batch_size": 0}, "--batch-size must be at least 1"),
+        ({"reference": "other"}, "--reference must have the shape of the model's samples"),
+        ({"out": "file"}, "--out: "),
+    ],
+)
+def test_errors_come_before_sampling(
+    change: dict[str, str],
+    message: str,
+    vectors: dict[str, Path],
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("sampled")
+
+    monkeypatch.setattr(fastmsgm, "sample", refuse)
+    np.save(tmp_path / "other.npy", np.ones((20, 4), np.float32))
+    (tmp_path / "file").write_text("")
+    paths = {"other": tmp_path / "other.npy", "file": tmp_path / "file"}
+    options = {"model": checkpoint, "reference": vectors["reference"], "metrics": "swd"}
+    options |= {name: paths.get(value, value) for name, value in change.items()}
+    assert run("eval", **options) == 1
+    assert f"fastmsgm eval: {message}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("label", [None, 1])
+def test_bits_of_images_given_their_class(
+    label: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a named set its own classes, or the class of --label."""
+    generator = torch.Generator().manual_seed(0)
+    levels = torch.randint(0, 256, (12, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    classes = torch.arange(12) % 3
+
+    def read(split: str, labels: bool = False) -> Any:
+        return (levels / 255, classes) if labels else levels / 255
+
+    monkeypatch.setitem(files.BY_NAME, "mnist", read)
+    torch.manual_seed(0)
+    net = nets.UNet(1, 8, 16, 0, 1, 2, classes=3)
+    model = fastmsgm.VPModel.for_data(net, fastmsgm.VP(), levels / 255, classes=3)
+    model.save(tmp_path / "model")
+    options = {"model": tmp_path / "model", "reference": "mnist", "metrics": "likelihood"}
+    out = tmp_path / "report"
+    options |= {} if label is None else {"label": label}
+    assert run("eval", **options, no_progress=True, out=out) == 0
+    given = classes if label is None else label
+    expected = bits_per_dimension(
+        model, levels, label=given, solver="rk4", steps=16, progress=False
+    )
+    assert figures(out)["bits per dimension"]["value"] == pytest.approx(expected.mean, rel=1e-4)

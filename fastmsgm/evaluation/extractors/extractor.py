@@ -58,7 +58,8 @@ def features(
         (n, k) float32 on the CPU.
 
     Raises:
-        TypeError: The extractor returned something else than a tensor of floating point.
+        RuntimeError: The extractor raised an error.
+        TypeError: It returned something else than a tensor of floating point.
         ValueError: It returned another shape than (n, k), or values that are not finite.
     """
     f = extractor.function
@@ -69,12 +70,24 @@ def features(
     with tqdm(total=len(x), disable=not progress, desc=title, unit="sample") as bar:
         for first in range(0, len(x), batch_size):
             batch = as_float(x[first : first + batch_size], name).to(device)
-            values = _checked(extractor, f(batch), len(batch), found.shape[1:])
+            values = _checked(extractor, _called(extractor, batch), len(batch), found.shape[1:])
             if not first:
                 found = found.new_empty((len(x), values.shape[1]))
             found[first : first + len(batch)] = values
             bar.update(len(batch))
     return found
+
+
+def _called(extractor: Extractor, batch: Tensor) -> object:
+    """Return what the extractor makes of a batch; its errors name it."""
+    try:
+        return extractor.function(batch)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever the user's code raises
+        raise RuntimeError(
+            f"extractor {extractor.name!r} raised {type(error).__name__}: {error}"
+        ) from error
 
 
 def _checked(extractor: Extractor, values: object, n: int, shape: tuple[int, ...]) -> Tensor:

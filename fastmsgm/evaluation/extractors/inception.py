@@ -17,11 +17,18 @@ from fastmsgm.evaluation.extractors.extractor import Extractor
 from fastmsgm.files import cache_folder
 
 NAME = "inception"
+OTHER = f"{NAME}, other weights"
+_SHA256 = "6726825d"  # the first digits of torch-fidelity's file of weights
 LAYER = "2048"
 
 
+def is_own(found: Extractor | None) -> bool:
+    """Whether an extractor is Inception with the weights of torch-fidelity, as FID and KID need."""
+    return found is not None and found.name == NAME and found.sha256.startswith(_SHA256)
+
+
 def extractor(weights: str | None = None) -> Extractor:
-    """Return the extractor.
+    """Return the extractor, named ``OTHER`` where the weights are not torch-fidelity's own.
 
     Args:
         weights: Path of torch-fidelity's file of weights; None is that of the cache folder, which
@@ -53,10 +60,11 @@ def extractor(weights: str | None = None) -> Extractor:
             f"{path}: not the weights of torch-fidelity's Inception: download them from "
             f"{module.URL_INCEPTION_V3}"
         ) from error
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     return Extractor(
-        NAME,
+        NAME if sha256.startswith(_SHA256) else OTHER,
         _Inception(net),
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        sha256=sha256,
         input="rounded to 8 bits, resized to 299 x 299 (bilinear, as TensorFlow 1)",
     )
 
@@ -69,7 +77,7 @@ class _Inception(nn.Module):
         self.net = net
 
     def forward(self, images: Tensor) -> Tensor:
-        rounded = (images * 255).round().to(torch.uint8)
+        rounded = (images * 255).round().clamp(0, 255).to(torch.uint8)
         (features,) = self.net(rounded.expand(-1, 3, -1, -1))
         return features
 

@@ -32,7 +32,8 @@ def resolve(extractor: str | Extractor | Callable[[Tensor], Any]) -> Extractor:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ImportError: The module, or a package of the extra "eval", is missing.
+        ImportError: The module, or a package of the extra "eval", is missing, or the module
+            cannot be imported.
         RuntimeError: The download failed.
         TypeError: Neither a text nor callable.
         ValueError: Another text, or a damaged file.
@@ -61,6 +62,10 @@ def resolve(extractor: str | Extractor | Callable[[Tensor], Any]) -> Extractor:
         ) from error
     except AttributeError as error:
         raise ValueError(f"extractor {extractor!r}: {error}") from error
+    except Exception as error:  # whatever the user's module raises
+        raise ImportError(
+            f"extractor {extractor!r} raised {type(error).__name__}: {error}"
+        ) from error
     return _of_function(found, extractor)
 
 

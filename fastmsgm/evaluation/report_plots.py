@@ -1,4 +1,4 @@
-"""The pictures of an evaluation, in one folder."""
+"""The plots of an evaluation, in one folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def draw(
     train: Tensor | None,
     neighbours: Mapping[str, Neighbours],
 ) -> list[Path]:
-    """Write the pictures of an evaluation.
+    """Write the plots of an evaluation.
 
     survival.png, the survival functions of the norms; quantiles.png, quantiles of samples against
     those of the reference; pairs.png, pairs of features, of data that are no images;
@@ -31,7 +31,7 @@ def draw(
     each its nearest neighbour.
 
     Args:
-        folder: Of the pictures.
+        folder: Of the plots.
         samples: (n, ...).
         reference: (m, ...).
         train: (k, ...), or None.
