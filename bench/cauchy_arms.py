@@ -85,15 +85,6 @@ def held_out(n: int, index: int = 0) -> Tensor:
     return synthetic.correlated_cauchy(n, 4, seed=10_000 + index)
 
 
-def record(name: str, values: dict[str, float], note: str) -> None:
-    """Print the metrics of a set and append them to the results."""
-    for metric, value in values.items():
-        print(f"{name}: {metric} {value:.4g}", flush=True)
-        results.append(
-            benchmark=BENCHMARK, quantity=f"{name}: {metric}", value=value, unit=metric, note=note
-        )
-
-
 def is_done(name: str) -> bool:
     """Whether all metrics of a set are in the results."""
     return f"{name}: sliced W2 of directions" in results.finished(BENCHMARK)
@@ -102,12 +93,12 @@ def is_done(name: str) -> bool:
 def floors() -> None:
     """Record the truth, and the mean over test sets of what their size alone gives."""
     truth = statistics_of(held_out(TRUTH, 99), None)
-    record("truth", truth, f"{TRUTH} vectors")
+    results.append_all(BENCHMARK, "truth", truth, f"{TRUTH} vectors")
     for name, n in (("floor", SAMPLES), (f"floor of {OF_BASELINES} samples", OF_BASELINES)):
         sets = [held_out(n, 1 + k) for k in range(FLOORS)]
         found = [statistics_of(x, held_out(SAMPLES)) for x in sets]
         means = {metric: statistics.mean(v[metric] for v in found) for metric in found[0]}
-        record(name, means, f"mean of {FLOORS} test sets of {n}")
+        results.append_all(BENCHMARK, name, means, f"mean of {FLOORS} test sets of {n}")
 
 
 def rotation(seed: int) -> None:
@@ -116,7 +107,9 @@ def rotation(seed: int) -> None:
     x = fastmsgm.sample(model, SAMPLES, seed=seed, progress=False)
     nfe = plan_for(model).nfe
     note = f"{recipe.STEPS} steps, {model.default_solver!r}, NFE {nfe}"
-    record(f"rotation, seed {seed}", statistics_of(x, held_out(SAMPLES)), note)
+    results.append_all(
+        BENCHMARK, f"rotation, seed {seed}", statistics_of(x, held_out(SAMPLES)), note
+    )
 
 
 def summary() -> None:
@@ -126,7 +119,7 @@ def summary() -> None:
     for metric in metrics_of:
         found = [rows[f"rotation, seed {seed}: {metric}"] for seed in SEEDS]
         note = f"{len(SEEDS)} seeds, from {min(found):.4g} to {max(found):.4g}"
-        record("rotation, mean", {metric: statistics.mean(found)}, note)
+        results.append_all(BENCHMARK, "rotation, mean", {metric: statistics.mean(found)}, note)
 
 
 def gaussian() -> None:
@@ -135,7 +128,9 @@ def gaussian() -> None:
     x = fastmsgm.sample(model, OF_BASELINES, seed=0, progress=False)
     nfe = plan_for(model).nfe
     note = f"{len(x)} samples, {model.default_solver!r}, NFE {nfe}"
-    record("VP, sliced score matching", statistics_of(x, held_out(SAMPLES)), note)
+    results.append_all(
+        BENCHMARK, "VP, sliced score matching", statistics_of(x, held_out(SAMPLES)), note
+    )
 
 
 def baseline(name: str) -> None:
@@ -144,7 +139,9 @@ def baseline(name: str) -> None:
     for sampler, (solver, steps) in cauchy_baselines.samplers_of(name).items():
         x = fastmsgm.sample(model, OF_BASELINES, solver=solver, steps=steps, progress=False)
         note = f"{recipe.STEPS} steps, {len(x)} samples, {solver!r}"
-        record(f"{name}, {sampler}", statistics_of(x, held_out(SAMPLES)), note)
+        results.append_all(
+            BENCHMARK, f"{name}, {sampler}", statistics_of(x, held_out(SAMPLES)), note
+        )
 
 
 def main() -> None:

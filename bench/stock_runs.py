@@ -68,19 +68,6 @@ def statistics_of(x: Tensor, test: Tensor) -> dict[str, float]:
     return values
 
 
-def record(name: str, values: dict[str, float], note: str) -> None:
-    """Print the statistics and append them to the results."""
-    for quantity, value in values.items():
-        print(f"{name}: {quantity} {value:.4g} ({note})", flush=True)
-        results.append(
-            benchmark=BENCHMARK,
-            quantity=f"{name}: {quantity}",
-            value=value,
-            unit=quantity,
-            note=note,
-        )
-
-
 def bootstrap_errors(test: Tensor) -> dict[str, float]:
     """Return the standard errors of the test's own statistics, by blocks of successive days."""
     generator = torch.Generator().manual_seed(0)
@@ -138,9 +125,13 @@ def main() -> None:
     if "test" not in done:
         errors = bootstrap_errors(test)
         for quantity, value in statistics_of(test, test).items():
-            record("test", {quantity: value}, f"standard error {errors[quantity]:.3g}")
+            results.append_all(
+                BENCHMARK, "test", {quantity: value}, f"standard error {errors[quantity]:.3g}"
+            )
     if "historical" not in done:
-        record("historical", statistics_of(history, test), f"{len(history)} days")
+        results.append_all(
+            BENCHMARK, "historical", statistics_of(history, test), f"{len(history)} days"
+        )
     for name, (_, n, _) in MODELS.items():
         if name in done:
             continue
@@ -149,7 +140,7 @@ def main() -> None:
             values = [f[quantity] for f in found]
             spread = f"from {min(values):.4g} to {max(values):.4g}"
             note = f"mean of {len(SEEDS)} seeds, {spread}, {n} samples each"
-            record(name, {quantity: statistics.mean(values)}, note)
+            results.append_all(BENCHMARK, name, {quantity: statistics.mean(values)}, note)
     if all(sample_file(name, 0).is_file() for name in MODELS):
         sets = {"2016 to 2022, held out": test, "1990 to 2015, training": history}
         draw(sets | {name: samples_of(name, 0) for name in MODELS})

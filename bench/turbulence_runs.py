@@ -49,7 +49,7 @@ SOLVERS: dict[str, tuple[str, Any, int]] = {  # row -> model, solver, steps
     "EDM, stochastic Heun, NFE 79": ("edm", EDMHeun(churn=0.2), 40),
 }
 
-DRAWN = ("rotation, DPM-Solver++(2M), NFE 20", "EDM, Heun, NFE 35")
+DRAWN = ("rotation, SDE-DPM-Solver++(2M), eta 0.6, NFE 20", "EDM, Heun, NFE 35")
 
 
 def statistics_of(x: Tensor, test: Tensor) -> dict[str, float]:
@@ -68,19 +68,6 @@ def statistics_of(x: Tensor, test: Tensor) -> dict[str, float]:
         ratio = float((x.abs() > limit).double().mean()) / share
         values[f"tail at {name}, relative"] = ratio
     return values
-
-
-def record(name: str, values: dict[str, float], note: str) -> None:
-    """Print the statistics and append them to the results."""
-    for quantity, value in values.items():
-        print(f"{name}: {quantity} {value:.4g}", flush=True)
-        results.append(
-            benchmark=BENCHMARK,
-            quantity=f"{name}: {quantity}",
-            value=value,
-            unit=quantity,
-            note=note,
-        )
 
 
 @functools.cache
@@ -138,11 +125,13 @@ def main() -> None:
     if "floor" not in done:
         parts = [statistics_of(part, test) for part in recipe.fields().split(SAMPLES)]
         means = {key: sum(part[key] for part in parts) / len(parts) for key in parts[0]}
-        record("floor", means, f"mean of {len(parts)} sets of {SAMPLES} simulated fields")
+        results.append_all(
+            BENCHMARK, "floor", means, f"mean of {len(parts)} sets of {SAMPLES} simulated fields"
+        )
     for name, (_, solver, steps) in SOLVERS.items():
         if name not in done:
             note = f"{SAMPLES} samples, {solver!r}, {steps} steps"
-            record(name, statistics_of(samples_of(name), test), note)
+            results.append_all(BENCHMARK, name, statistics_of(samples_of(name), test), note)
     if all(sample_file(name).is_file() for name in DRAWN):
         draw(test, {name: samples_of(name) for name in DRAWN})
 

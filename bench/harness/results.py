@@ -50,6 +50,22 @@ def append(
         writer.writerow(row[column] for column in COLUMNS)
 
 
+def append_all(benchmark: str, name: str, values: dict[str, float], note: str) -> None:
+    """Print the metrics of one thing and append a row for each.
+
+    Args:
+        benchmark: Name of the benchmark or experiment.
+        name: What was measured; the quantity of a row is "name: metric".
+        values: By metric, which is also the unit.
+        note: How it was measured.
+    """
+    for metric, value in values.items():
+        print(f"{name}: {metric} {value:.4g} ({note})", flush=True)
+        append(
+            benchmark=benchmark, quantity=f"{name}: {metric}", value=value, unit=metric, note=note
+        )
+
+
 def finished(benchmark: str) -> set[str]:
     """Return the quantities of a benchmark in results.csv, which a resumed experiment skips."""
     return set(latest(benchmark))

@@ -98,8 +98,8 @@ def evaluate(
     Example:
         >>> x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
         >>> report = evaluate(x[:100] + 1.0, x[100:], metrics=["swd"], progress=False)
-        >>> round(report["sliced Wasserstein"].value, 1)  # |shift| / sqrt(2), and noise
-        1.1
+        >>> 0.7 < report["sliced Wasserstein"].value < 1.3  # |shift| / sqrt(2) = 1, and noise
+        True
     """
     chosen, used = check_arguments(
         reference,

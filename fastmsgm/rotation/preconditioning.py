@@ -40,8 +40,8 @@ class RotationPreconditioning(SDEPreconditioning):
     Args:
         process: The forward process.
         d: Number of features of a sample.
-        time_min: See ``SDEPreconditioning``; it bounds ``B_min``, too; for isotropic noise
-            above its default of 0.001.
+        time_min: See ``SDEPreconditioning``; above its default of 0.001 it bounds ``B_min``,
+            too.
 
     Raises:
         TypeError: process is not a Rotation.
@@ -77,8 +77,8 @@ class RotationPreconditioning(SDEPreconditioning):
     @property
     def B_min(self) -> float:
         """The smallest integrated beta at which spherical and ring solvers call the network."""
-        if self.process.noise == "isotropic" and self.time_min <= TIME_MIN:
-            return B_MIN  # where denoising score matching begins
+        if self.time_min <= TIME_MIN:
+            return B_MIN
         return max(B_MIN, float(self.process.integrated_beta(self.time_min)))
 
     @property

@@ -11,6 +11,7 @@ from torch import nn
 
 from fastmsgm import nets
 from fastmsgm.data.items import as_float
+from fastmsgm.edm import EDM, EDMModel
 from fastmsgm.gbm import GBM, GBMModel
 from fastmsgm.gbm.preconditioning import PREDICTIONS
 from fastmsgm.model import ScoreModel
@@ -24,6 +25,7 @@ OPTIONS: dict[str, dict[str, Any]] = {  # of each family, with their defaults
     "gbm": {"sigma": None, "prediction": "denoiser", "offset": None},
     "rotation": {"noise": "isotropic", "pareto": 0.0, "offset": 0.0, "beta_max": 20.0},
     "vp": {"beta_max": 20.0},
+    "edm": {},
 }
 
 
@@ -33,7 +35,7 @@ def add_model_options(train: argparse.ArgumentParser) -> None:
     add(
         "--family",
         "of the process: geometric Brownian motion, norm-preserving rotations, or the additive "
-        "baseline",
+        "baselines vp and edm",
         "gbm",
         choices=tuple(OPTIONS),
     )
@@ -131,10 +133,16 @@ def _vp_model(samples: Samples, args: argparse.Namespace, beta_max: float) -> Sc
     )
 
 
+def _edm_model(samples: Samples, args: argparse.Namespace) -> ScoreModel:
+    net = _net(samples, args, {})
+    return EDMModel.for_data(net, EDM(), samples.x, classes=samples.classes, bounds=samples.bounds)
+
+
 BUILDERS: dict[str, Callable[..., ScoreModel]] = {  # called with the options of OPTIONS
     "gbm": _gbm_model,
     "rotation": _rotation_model,
     "vp": _vp_model,
+    "edm": _edm_model,
 }
 
 
